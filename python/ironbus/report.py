@@ -1,0 +1,115 @@
+"""What the bus reports about itself: plain frozen values, safe to keep and to send on.
+
+All times are seconds, all counts are numbers of events (or of deliveries, one
+per event and subscription, where the class says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles of one measured time, in seconds, to two significant digits."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLedger:
+    """Where the deliveries of one subscription are: each in exactly one place.
+
+    ``routed == done + dead + dropped + expired + filtered + pending``. Every
+    figure is counted where it happens; ``pending`` is counted from the queues
+    and the running handlers, not derived from the others.
+    """
+
+    routed: int
+    done: int
+    dead: int
+    dropped: int
+    expired: int
+    filtered: int
+    pending: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the equation holds."""
+        return self.routed == self.done + self.dead + self.dropped + self.expired + self.filtered + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What became of everything that was offered to the bus.
+
+    ``offered == accepted + duplicate + rejected + waiting + cancelled + unknown``,
+    and the equation of :class:`LaneLedger` for every subscription. ``cancelled``
+    publishes were given up while they waited for room.
+    """
+
+    offered: int
+    accepted: int
+    duplicate: int
+    rejected: int
+    waiting: int
+    cancelled: int
+    unknown: int
+    subscriptions: Mapping[str, LaneLedger]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all equations hold."""
+        return self.offered == (
+            self.accepted + self.duplicate + self.rejected + self.waiting + self.cancelled + self.unknown
+        ) and all(lane.balanced for lane in self.subscriptions.values())
+
+    @property
+    def pending(self) -> int:
+        """Deliveries that are not settled yet."""
+        return sum(lane.pending for lane in self.subscriptions.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatistics:
+    """One subscription at one moment."""
+
+    name: str
+    state: str  # "idle", "ready", "running" or "paused"
+    depth: Mapping[str, int]  # queued deliveries by priority name
+    running: int
+    oldest_age: float  # seconds that the oldest queued delivery has waited; 0.0 when none is queued
+    rate: float  # settled deliveries per second since the bus was started
+    ledger: LaneLedger
+    wait: Latency  # from acceptance to the handler's start
+    work: Latency  # from the handler's start to its end
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """The whole bus at one moment."""
+
+    uptime: float  # seconds since start; 0.0 when the bus is not running
+    publish_rate: float  # accepted events per second since start
+    idempotency_keys: int  # keys that are remembered now
+    idempotency_evicted: int  # keys that went before their time because of the key limit
+    ledger: Ledger
+    subscriptions: Mapping[str, SubscriptionStatistics]
+
+
+@dataclass(frozen=True, slots=True)
+class StopReport:
+    """How a stop went."""
+
+    drained: bool  # everything was settled within the timeout
+    left: int  # deliveries that stay queued for the next start
+    interrupted: int  # handlers that were cancelled; their events are among ``left``
+    seconds: float
+
+
+__all__ = ["LaneLedger", "Latency", "Ledger", "Metrics", "StopReport", "SubscriptionStatistics"]
