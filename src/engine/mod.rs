@@ -1,6 +1,24 @@
 //! The engine: the way of an event from publish to settlement, without Python.
 //!
-//! It has no wall clock and no randomness of its own; payloads and wake-ups are
-//! type parameters. Each module is one room and the only place of its rule.
+//! It has no wall clock and no randomness of its own; payloads, handlers and wake-ups
+//! are type parameters ([`ops::Ops`]). Each module is one room and the only place of
+//! its rule; [`bus`] puts them together.
 
+pub mod bus;
+pub mod clock;
+pub mod digest;
+pub mod error;
+pub mod gate;
+pub mod idempotency;
+pub mod lane;
+pub mod ledger;
+pub mod metrics;
+pub mod ops;
+pub mod priority;
+pub mod queue;
+pub mod ring;
+pub mod router;
+pub mod sequence;
+pub mod settlement;
 pub mod sync;
+pub mod topic;

@@ -1,0 +1,340 @@
+//! The way of an event, one function a step: publish (claim, route, gate), then for
+//! each lane start, finish or put back, settle. Rooms are put together here and
+//! nowhere else; none of them knows another's rule.
+
+use super::clock::Nanos;
+use super::digest::Digest;
+use super::error::EngineError;
+use super::gate::{Admission, Effects, Gate, Offer, Patience, Ticket, WaitId};
+use super::idempotency::{Claim, Idempotency};
+use super::lane::{Entry, Finished, Lane, LaneId, LaneOptions, LaneReport, Turn};
+use super::ledger::{Counts, Ended};
+use super::ops::{Ops, Seat, wake_all};
+use super::router::Route;
+use super::settlement::Outcome;
+use super::sync::Arc;
+use super::topic::Topic;
+
+/// What became of a publish.
+pub enum Published<O: Ops> {
+    /// Accepted under this number.
+    Accepted(u64),
+    /// Accepted under this number and kept until the bus is started.
+    Held(u64),
+    /// An event with this key was accepted before.
+    Duplicate,
+    /// An event with this key is on its way: [`Bus::join`] it, and publish again when woken.
+    InFlight,
+    /// Waits for room.
+    Waiting(Arc<Ticket<O>>),
+    /// Refused; nothing is left of it.
+    Refused(EngineError),
+}
+
+/// The next event of a lane for an executor.
+pub struct Next<O: Ops> {
+    /// The event.
+    pub entry: Entry<O>,
+    /// Its token is to be worked out and told to [`Bus::with_token`] first.
+    pub token_wanted: bool,
+}
+
+/// See the module.
+pub struct Bus<O: Ops> {
+    gate: Gate<O>,
+    keys: Idempotency<O::Waker>,
+}
+
+impl<O: Ops> Bus<O> {
+    /// A bus that is not open yet. `kept` is how many events it keeps until it is.
+    pub fn new(kept: usize, keys: Idempotency<O::Waker>) -> Self {
+        Self {
+            gate: Gate::new(kept),
+            keys,
+        }
+    }
+
+    /// The keys that were seen.
+    pub fn keys(&self) -> &Idempotency<O::Waker> {
+        &self.keys
+    }
+
+    /// Claims the key, and brings the event before the gate. `route` may be stale; it is the
+    /// one that counted afterwards.
+    #[inline]
+    pub fn publish(
+        &self,
+        offer: &Offer<'_, O>,
+        route: &mut Arc<Route<O>>,
+        key: Option<&Digest>,
+        patience: Patience,
+        now: Nanos,
+    ) -> Published<O> {
+        let mut effects = Effects::default();
+        let Some(key) = key else {
+            let admission = self
+                .gate
+                .admit(offer, route, patience, None, now, &mut effects);
+            self.carry_out(effects, now);
+            return admission.into();
+        };
+        let vacant = match self.keys.claim(key, now) {
+            Claim::Vacant(vacant) => vacant,
+            Claim::Pending(_) => return Published::InFlight,
+            Claim::Duplicate => {
+                self.gate.count(Ended::Duplicate);
+                return Published::Duplicate;
+            }
+        };
+        let admission = self
+            .gate
+            .admit(offer, route, patience, Some(key), now, &mut effects);
+        match &admission {
+            Admission::Accepted(_) | Admission::Held(_) => vacant.commit(now),
+            Admission::Waiting(_) => vacant.hold(),
+            // The key is as free as it was.
+            Admission::Refused(_) => drop(vacant),
+        }
+        self.carry_out(effects, now);
+        admission.into()
+    }
+
+    /// Publishes events without keys until one does not get in at once. See [`Gate::admit_run`].
+    pub fn publish_run<'a>(
+        &self,
+        offers: impl Iterator<Item = Offer<'a, O>>,
+        route: &mut Arc<Route<O>>,
+        now: Nanos,
+    ) -> (u64, usize, Option<EngineError>) {
+        let mut effects = Effects::default();
+        let run = self.gate.admit_run(offers, route, now, &mut effects);
+        self.carry_out(effects, now);
+        run
+    }
+
+    /// Waits for the fate of the event in flight that has this key; false: it is decided already.
+    pub fn join(&self, key: &Digest, waker: O::Waker, now: Nanos) -> bool {
+        match self.keys.claim(key, now) {
+            Claim::Pending(claim) => {
+                claim.join(waker);
+                true
+            }
+            Claim::Duplicate | Claim::Vacant(_) => false,
+        }
+    }
+
+    /// Ends a wait for room. False: the event had been accepted, and that stands.
+    pub fn give_up(&self, ticket: &Ticket<O>, key: Option<&Digest>, now: Nanos) -> bool {
+        let mut effects = Effects::default();
+        let given_up = self.gate.give_up(ticket, now, &mut effects);
+        if given_up && let Some(key) = key {
+            wake_all(self.keys.release(key));
+        }
+        self.carry_out(effects, now);
+        given_up
+    }
+
+    /// The lanes of a type now, if it was published before; a type that was has been checked.
+    #[inline]
+    pub fn remembered_route(&self, event_type: &str) -> Option<Arc<Route<O>>> {
+        self.gate.remembered(event_type)
+    }
+
+    /// The lanes of a type now.
+    #[inline]
+    pub fn route(&self, event_type: &str) -> Arc<Route<O>> {
+        self.gate.route(event_type)
+    }
+
+    /// Makes a lane that no event reaches yet.
+    pub fn make_lane(
+        &self,
+        options: LaneOptions,
+        handler: O::Handler,
+        seat: Arc<O::Seat>,
+    ) -> Arc<Lane<O>> {
+        self.gate.make_lane(options, handler, seat)
+    }
+
+    /// Begins a subscription and returns its number.
+    pub fn subscribe(&self, topics: Vec<Topic>, lane: &Arc<Lane<O>>, now: Nanos) -> u64 {
+        let mut effects = Effects::default();
+        let subscription = self.gate.subscribe(topics, lane, now, &mut effects);
+        self.carry_out(effects, now);
+        subscription
+    }
+
+    /// Ends a subscription; with `close`, also its lane, and what that still had is dropped and counted.
+    pub fn unsubscribe(&self, subscription: u64, lane: &Arc<Lane<O>>, close: bool, now: Nanos) {
+        let mut effects = Effects::default();
+        self.gate.unsubscribe(subscription, now, &mut effects);
+        if close {
+            self.gate.close_lane(lane, &mut effects);
+        }
+        self.carry_out(effects, now);
+    }
+
+    /// Lets events through to the lanes, beginning with those that were kept.
+    pub fn open(&self, now: Nanos) {
+        let mut effects = Effects::default();
+        self.gate.open(&mut effects);
+        self.carry_out(effects, now);
+    }
+
+    /// Keeps events from now on.
+    pub fn close(&self) {
+        self.gate.close();
+    }
+
+    /// For an executor that was given a lane: its next event.
+    pub fn take(&self, lane: &Arc<Lane<O>>, now: Nanos) -> Option<Next<O>> {
+        let turn = lane.take(now);
+        self.after(lane, turn, now)
+    }
+
+    /// For an executor: the event has this outcome. With `proceed`, the lane's next event.
+    #[inline]
+    pub fn finish(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: &Entry<O>,
+        outcome: Outcome<O::Failure>,
+        work: Option<Nanos>,
+        proceed: bool,
+        now: Nanos,
+    ) -> Option<Next<O>> {
+        let finished = Finished {
+            tally: (&outcome).into(),
+            token: entry.token,
+            work,
+        };
+        // Settled before the next one starts: that is the order that is promised.
+        let wakers = entry.event.settle(lane, outcome);
+        let turn = lane.finish(&finished, proceed, now);
+        wake_all(wakers);
+        self.after(lane, turn, now)
+    }
+
+    /// For an executor that must let go of an event: back to the head of its lane.
+    pub fn put_back(&self, lane: &Arc<Lane<O>>, entry: Entry<O>, now: Nanos) {
+        let turn = lane.put_back(entry, now);
+        let next = self.after(lane, turn, now);
+        debug_assert!(next.is_none());
+    }
+
+    /// For an executor that worked out a token. The event to start now, which may be another.
+    pub fn with_token(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: Entry<O>,
+        token: u64,
+        now: Nanos,
+    ) -> Option<Next<O>> {
+        let turn = lane.with_token(entry, token, now);
+        self.after(lane, turn, now)
+    }
+
+    /// Pauses or resumes a lane.
+    pub fn pause(&self, lane: &Arc<Lane<O>>, paused: bool) {
+        if lane.pause(paused) {
+            lane.seat().schedule(lane.clone());
+        }
+    }
+
+    #[inline]
+    fn after(&self, lane: &Arc<Lane<O>>, turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
+        let Turn {
+            entry,
+            token_wanted,
+            schedule,
+        } = turn;
+        let mut effects = Effects::default();
+        if schedule {
+            lane.seat().schedule(lane.clone());
+        }
+        match &entry {
+            Some(entry) if lane.is_waited_for(entry.level) => {
+                self.gate.room_made(lane, entry.level, now, &mut effects);
+            }
+            Some(_) => {}
+            None => self.gate.after_settlement(&mut effects),
+        }
+        self.carry_out(effects, now);
+        entry.map(|entry| Next {
+            entry,
+            token_wanted,
+        })
+    }
+
+    #[inline]
+    fn carry_out(&self, effects: Effects<O>, now: Nanos) {
+        for key in effects.carry_out() {
+            wake_all(self.keys.commit(&key, now));
+        }
+    }
+
+    /// See [`Gate::when_quiet`].
+    pub fn when_quiet(&self, waker: O::Waker, excused: Option<LaneId>) -> Result<(), O::Waker> {
+        self.gate.when_quiet(waker, excused)
+    }
+
+    /// See [`Gate::is_quiet`].
+    pub fn is_quiet(&self, excused: Option<LaneId>) -> bool {
+        self.gate.is_quiet(excused)
+    }
+
+    /// See [`Gate::try_lanes`].
+    pub fn try_lanes(&self) -> Option<Vec<Arc<Lane<O>>>> {
+        self.gate.try_lanes()
+    }
+
+    /// See [`Gate::begin_wait`].
+    pub fn begin_wait(
+        &self,
+        origin: LaneId,
+        lanes: Vec<Arc<Lane<O>>>,
+    ) -> Result<WaitId, EngineError> {
+        self.gate.begin_wait(origin, lanes)
+    }
+
+    /// Ends a wait.
+    pub fn end_wait(&self, wait: &WaitId) {
+        self.gate.end_wait(wait);
+    }
+
+    /// Counts a publish that was refused before it came here.
+    pub fn count_rejected(&self) {
+        self.gate.count(Ended::Rejected);
+    }
+
+    /// A publisher begins to wait for the fate of an equal key, or stops doing so.
+    pub fn count_joined(&self, joined: bool) {
+        self.gate.count_joined(joined);
+    }
+
+    /// A publisher that waited for the fate of an equal key gave up.
+    pub fn count_cancelled(&self) {
+        self.gate.count_cancelled();
+    }
+
+    /// The whole ledger, of one moment.
+    pub fn report(&self) -> (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>) {
+        self.gate.report()
+    }
+
+    /// Events that are kept for the start.
+    pub fn kept(&self) -> usize {
+        self.gate.held()
+    }
+}
+
+impl<O: Ops> From<Admission<O>> for Published<O> {
+    fn from(admission: Admission<O>) -> Self {
+        match admission {
+            Admission::Accepted(sequence) => Self::Accepted(sequence),
+            Admission::Held(sequence) => Self::Held(sequence),
+            Admission::Waiting(ticket) => Self::Waiting(ticket),
+            Admission::Refused(error) => Self::Refused(error),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! provisional
+#[allow(missing_docs)]
+#[derive(Clone, Copy)]
+pub struct Digest(pub [u8; 32]);

@@ -1,0 +1,561 @@
+//! A lane: the queue of one subscription, and the rule of what is started next.
+//!
+//! The gate pushes at one end, executors take at the other, one event at a time (a
+//! batch taken in advance would hide a `CRITICAL` behind it). A lane knows nothing
+//! of publishers, topics or other lanes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashMap;
+
+use super::clock::Nanos;
+use super::ledger::{Tallied, Tally};
+use super::metrics::{Latencies, Percentiles};
+use super::ops::Ops;
+use super::priority::{Priority, Starts};
+use super::queue::{Head, Tail, queue};
+use super::settlement::Envelope;
+use super::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU8, AtomicUsize, Ordering, fence},
+    lock,
+};
+
+/// The number of a lane on its bus. Numbers are not used again.
+pub type LaneId = u64;
+
+const LEVELS: usize = Priority::COUNT;
+
+/// What happens to an event for which a lane has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The publisher waits.
+    Block,
+    /// The publisher is refused, and nothing is accepted for any lane.
+    Reject,
+    /// The oldest queued event of the same level goes, counted.
+    DropOldest,
+    /// The new event does not reach this lane, counted.
+    DropNew,
+}
+
+/// Which events of a lane may not overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// All: one at a time.
+    Lane,
+    /// Those with equal tokens, which came with the event.
+    Token,
+    /// Those with equal tokens, which the executor works out before it starts them.
+    Computed,
+    /// None.
+    Nothing,
+}
+
+/// What a lane is told when it is made.
+#[derive(Clone, Debug)]
+pub struct LaneOptions {
+    /// For people and reports.
+    pub name: Box<str>,
+    /// Handlers that may run at once.
+    pub concurrency: usize,
+    /// Which of them may not.
+    pub order: Order,
+    /// What happens when a level is full.
+    pub overflow: Overflow,
+    /// Queued events per level.
+    pub bound: usize,
+    /// Nobody is owed the handling of its events: they hold up no settlement, drain or stop.
+    pub passive: bool,
+}
+
+/// One event in one lane.
+pub struct Entry<O: Ops> {
+    /// The event's number on the bus.
+    pub sequence: u64,
+    /// When it was accepted.
+    pub at: Nanos,
+    /// Events with equal tokens do not overlap in a lane ordered by token.
+    pub token: u64,
+    /// Starts so far.
+    pub attempt: u32,
+    /// Its level.
+    pub level: Priority,
+    /// The event.
+    pub event: Arc<Envelope<O>>,
+}
+
+/// The end of a handler's run, told to the lane.
+pub struct Finished {
+    /// How it ended.
+    pub tally: Tallied,
+    /// The token of the entry.
+    pub token: u64,
+    /// How long the handler ran; none if it was not called.
+    pub work: Option<Nanos>,
+}
+
+/// What a lane answers to an executor.
+#[must_use]
+pub struct Turn<O: Ops> {
+    /// The next event, which the executor now runs.
+    pub entry: Option<Entry<O>>,
+    /// The entry's token is not known yet: see [`Lane::with_token`].
+    pub token_wanted: bool,
+    /// There is work for one more: schedule the lane (again).
+    pub schedule: bool,
+}
+
+/// A lane at one moment.
+#[derive(Clone, Debug)]
+pub struct LaneReport {
+    /// Settled deliveries.
+    pub tally: Tally,
+    /// Queued deliveries by level.
+    pub depth: [usize; LEVELS],
+    /// Handlers at work.
+    pub running: usize,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Since when the oldest queued delivery waits.
+    pub oldest: Option<Nanos>,
+    /// From acceptance to start.
+    pub wait: Percentiles,
+    /// From start to end.
+    pub work: Percentiles,
+}
+
+/// Nobody has it and it has no work.
+const IDLE: u8 = 0;
+/// It has work and waits for an executor.
+const READY: u8 = 1;
+/// Whoever runs it, or holds it back, will look again.
+const BUSY: u8 = 2;
+
+/// See the module.
+pub struct Lane<O: Ops> {
+    /// Its number.
+    pub id: LaneId,
+    /// Its place at the gate.
+    pub(super) slot: usize,
+    /// What it was told.
+    pub options: LaneOptions,
+    /// What the executor needs to run it.
+    pub handler: O::Handler,
+    seat: Arc<O::Seat>,
+    depth: [AtomicUsize; LEVELS],
+    /// Publishers that wait for room, by level. Written under the gate.
+    pub(super) waiting: [AtomicUsize; LEVELS],
+    running: AtomicUsize,
+    state: AtomicU8,
+    consumer: Mutex<Consumer<O>>,
+}
+
+/// The taking end. One lock, held for some loads and stores; the gate takes it only
+/// to evict.
+struct Consumer<O: Ops> {
+    heads: [Head<Entry<O>>; LEVELS],
+    /// Events that go before the heads: they were started and put back.
+    returned: [VecDeque<Entry<O>>; LEVELS],
+    starts: Starts,
+    keys: Keys<O>,
+    /// An executor works out the token of an event; the next one must not overtake it.
+    popping: bool,
+    paused: bool,
+    closed: bool,
+    tally: Tally,
+    wait: Latencies,
+    work: Latencies,
+}
+
+/// Tokens at work, and the events that wait for each.
+struct Keys<O: Ops> {
+    busy: HashMap<u64, BTreeMap<(Priority, u64), Entry<O>>>,
+    /// Events whose token became free, and is held for them.
+    freed: VecDeque<Entry<O>>,
+}
+
+/// The pushing ends of a lane's levels. The gate owns them.
+pub type Tails<O> = [Tail<Entry<O>>; LEVELS];
+
+impl<O: Ops> Lane<O> {
+    /// A lane and its pushing ends.
+    pub(super) fn new(
+        id: LaneId,
+        slot: usize,
+        options: LaneOptions,
+        handler: O::Handler,
+        seat: Arc<O::Seat>,
+    ) -> (Self, Tails<O>) {
+        let (tails, heads): (Vec<_>, Vec<_>) = (0..LEVELS).map(|_| queue()).unzip();
+        let four = "one queue for each level";
+        let consumer = Consumer {
+            heads: heads.try_into().ok().expect(four),
+            returned: Default::default(),
+            starts: Starts::default(),
+            keys: Keys {
+                busy: HashMap::new(),
+                freed: VecDeque::new(),
+            },
+            popping: false,
+            paused: false,
+            closed: false,
+            tally: Tally::default(),
+            wait: Latencies::default(),
+            work: Latencies::default(),
+        };
+        let lane = Self {
+            id,
+            slot,
+            options,
+            handler,
+            seat,
+            depth: std::array::from_fn(|_| AtomicUsize::new(0)),
+            waiting: std::array::from_fn(|_| AtomicUsize::new(0)),
+            running: AtomicUsize::new(0),
+            state: AtomicU8::new(IDLE),
+            consumer: Mutex::new(consumer),
+        };
+        (lane, tails.try_into().ok().expect(four))
+    }
+
+    /// Where the lane is run.
+    pub fn seat(&self) -> &Arc<O::Seat> {
+        &self.seat
+    }
+
+    /// Queued events of a level.
+    #[inline]
+    pub fn depth(&self, level: Priority) -> usize {
+        self.depth[level.index()].load(Ordering::Acquire)
+    }
+
+    /// Whether a level has room for one more.
+    #[inline]
+    pub fn has_room(&self, level: Priority) -> bool {
+        self.depth(level) < self.options.bound
+    }
+
+    /// Counts an event that the gate is about to push, so that the level never seems emptier
+    /// than it is.
+    #[inline]
+    pub(super) fn entering(&self, level: Priority) {
+        self.depth[level.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// After a push, and a sequentially consistent fence: whether the lane must be scheduled.
+    #[inline]
+    pub(super) fn signal(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == IDLE
+            && self
+                .state
+                .compare_exchange(IDLE, READY, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Whether publishers wait for room in a level.
+    #[inline]
+    pub fn is_waited_for(&self, level: Priority) -> bool {
+        self.waiting[level.index()].load(Ordering::SeqCst) > 0
+    }
+
+    /// Nothing queued and nothing running. Exact only while nothing can be pushed.
+    pub fn is_quiet(&self) -> bool {
+        if self.options.passive {
+            return true;
+        }
+        // Depth first: an event is counted as running before it leaves its queue.
+        self.depth
+            .iter()
+            .all(|depth| depth.load(Ordering::SeqCst) == 0)
+            && self.running.load(Ordering::SeqCst) == 0
+    }
+
+    /// Handlers at work.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// For an executor that was given the lane by [`Seat::schedule`](super::ops::Seat).
+    pub fn take(&self, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        self.state.store(BUSY, Ordering::Relaxed);
+        self.turn(&mut consumer, true, now)
+    }
+
+    /// For an executor whose run of an entry has ended. With `proceed` it also takes the next.
+    #[inline]
+    pub fn finish(&self, finished: &Finished, proceed: bool, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        consumer.tally.count(finished.tally);
+        if let Some(work) = finished.work {
+            consumer.work.record(work);
+        }
+        self.leave(&mut consumer, finished.token);
+        self.turn(&mut consumer, proceed, now)
+    }
+
+    /// For an executor that must let go of an entry that it has not settled: back to the head.
+    pub fn put_back(&self, entry: Entry<O>, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        let level = entry.level.index();
+        self.depth[level].fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        match self.options.order {
+            // Its token stays held for it, so that nothing of the same key overtakes it.
+            Order::Token | Order::Computed => consumer.keys.freed.push_front(entry),
+            Order::Lane | Order::Nothing => consumer.returned[level].push_front(entry),
+        }
+        self.turn(&mut consumer, false, now)
+    }
+
+    /// For an executor that took an entry from a lane with [`Order::Computed`] and knows its
+    /// token now. Gives the entry back if it may start.
+    pub fn with_token(&self, mut entry: Entry<O>, token: u64, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        entry.token = token;
+        consumer.popping = false;
+        let level = entry.level.index();
+        if !consumer.keys.is_held(token) {
+            let entry = consumer.keys.hold(entry).err();
+            let turn = self.turn(&mut consumer, false, now);
+            return Turn { entry, ..turn };
+        }
+        // It was counted as started when it was taken; it was not.
+        entry.attempt -= 1;
+        let parked = consumer.keys.hold(entry);
+        debug_assert!(parked.is_ok());
+        self.depth[level].fetch_add(1, Ordering::SeqCst);
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.turn(&mut consumer, true, now)
+    }
+
+    /// Stops or resumes the starting of handlers. Returns whether to schedule the lane.
+    #[must_use]
+    pub fn pause(&self, paused: bool) -> bool {
+        let mut consumer = lock(&self.consumer);
+        consumer.paused = paused;
+        // A scheduled lane is looked at anyway, and one that is run looks again by itself.
+        if self.state.load(Ordering::Acquire) == READY {
+            return false;
+        }
+        self.rest(&mut consumer)
+    }
+
+    /// Ends the lane: starts nothing more, and returns what was queued, counted as dropped.
+    /// The gate must not push to it any more.
+    pub fn close(&self) -> Vec<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        consumer.closed = true;
+        let mut left: Vec<Entry<O>> = consumer.keys.drain();
+        for level in 0..LEVELS {
+            left.extend(consumer.returned[level].drain(..));
+            while let Some(entry) = consumer.heads[level].pop() {
+                left.push(entry);
+            }
+            self.depth[level].store(0, Ordering::Release);
+        }
+        left.iter()
+            .for_each(|_| consumer.tally.count(Tallied::Dropped));
+        left
+    }
+
+    /// For the gate: makes room in a level by letting go of its oldest event that was never
+    /// started, counted as dropped.
+    pub(super) fn evict(&self, level: Priority) -> Option<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        let entry = consumer.heads[level.index()].pop()?;
+        self.depth[level.index()].fetch_sub(1, Ordering::AcqRel);
+        consumer.tally.count(Tallied::Dropped);
+        Some(entry)
+    }
+
+    /// For the gate: counts an event that does not enter.
+    pub(super) fn turn_away(&self) {
+        lock(&self.consumer).tally.count(Tallied::Dropped);
+    }
+
+    /// For a consistent report, hold the gate meanwhile.
+    pub fn report(&self) -> LaneReport {
+        let mut guard = lock(&self.consumer);
+        let consumer = &mut *guard;
+        let heads = consumer
+            .heads
+            .iter_mut()
+            .filter_map(|head| head.peek().map(|entry| entry.at));
+        let returned = consumer
+            .returned
+            .iter()
+            .filter_map(|level| level.front().map(|entry| entry.at));
+        let oldest = heads
+            .chain(returned)
+            .chain(consumer.keys.entries().map(|entry| entry.at))
+            .min();
+        LaneReport {
+            tally: consumer.tally,
+            depth: std::array::from_fn(|level| self.depth[level].load(Ordering::Acquire)),
+            running: self.running(),
+            paused: consumer.paused,
+            oldest,
+            wait: consumer.wait.percentiles(),
+            work: consumer.work.percentiles(),
+        }
+    }
+
+    fn leave(&self, consumer: &mut Consumer<O>, token: u64) {
+        if matches!(self.options.order, Order::Token | Order::Computed) {
+            consumer.keys.release(token);
+        }
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Takes the next entry if wanted and possible, and says in which state the lane is left.
+    #[inline]
+    fn turn(&self, consumer: &mut Consumer<O>, take: bool, now: Nanos) -> Turn<O> {
+        let entry = if take {
+            self.start(consumer, now)
+        } else {
+            None
+        };
+        let schedule = if self.state.load(Ordering::Relaxed) == READY {
+            false
+        } else {
+            self.rest(consumer)
+        };
+        Turn {
+            token_wanted: consumer.popping && entry.is_some(),
+            entry,
+            schedule,
+        }
+    }
+
+    #[inline]
+    fn start(&self, consumer: &mut Consumer<O>, now: Nanos) -> Option<Entry<O>> {
+        if !self.may_start(consumer) {
+            return None;
+        }
+        let mut entry = self.next(consumer, now)?;
+        entry.attempt += 1;
+        consumer.wait.record(now.saturating_sub(entry.at));
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.depth[entry.level.index()].fetch_sub(1, Ordering::SeqCst);
+        Some(entry)
+    }
+
+    #[inline]
+    fn may_start(&self, consumer: &Consumer<O>) -> bool {
+        !(consumer.paused || consumer.closed || consumer.popping)
+            && self.running() < self.options.concurrency
+    }
+
+    fn next(&self, consumer: &mut Consumer<O>, now: Nanos) -> Option<Entry<O>> {
+        if let Some(entry) = consumer.keys.freed.pop_front() {
+            return Some(entry);
+        }
+        loop {
+            let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| consumer.since(level));
+            let level = consumer.starts.choose(now, since)?;
+            let entry = match consumer.returned[level].pop_front() {
+                Some(entry) => entry,
+                None => consumer.heads[level].pop()?,
+            };
+            match self.options.order {
+                Order::Lane | Order::Nothing => return Some(entry),
+                Order::Token => {
+                    if let Err(entry) = consumer.keys.hold(entry) {
+                        return Some(entry);
+                    }
+                }
+                Order::Computed => {
+                    consumer.popping = true;
+                    return Some(entry);
+                }
+            }
+        }
+    }
+
+    /// Leaves a lane that is not in the hands of an executor's queue in the state that says who
+    /// looks at it next. True: schedule it.
+    #[inline]
+    fn rest(&self, consumer: &mut Consumer<O>) -> bool {
+        if !self.may_start(consumer) {
+            // Whoever ends a run, a pause or a pop comes by here again.
+            self.state.store(BUSY, Ordering::Relaxed);
+            return false;
+        }
+        if consumer.has_work() {
+            self.state.store(READY, Ordering::Relaxed);
+            return true;
+        }
+        self.state.store(IDLE, Ordering::Relaxed);
+        // Either the gate sees IDLE after its push, or this sees the push: both have a fence between.
+        fence(Ordering::SeqCst);
+        consumer.has_work() && self.signal()
+    }
+}
+
+impl<O: Ops> Consumer<O> {
+    /// Since when the head of a level waits.
+    #[inline]
+    fn since(&mut self, level: usize) -> Option<Nanos> {
+        match self.returned[level].front() {
+            Some(entry) => Some(entry.at),
+            None => self.heads[level].peek().map(|entry| entry.at),
+        }
+    }
+
+    #[inline]
+    fn has_work(&mut self) -> bool {
+        (0..LEVELS).any(|level| self.since(level).is_some()) || !self.keys.freed.is_empty()
+    }
+}
+
+impl<O: Ops> Keys<O> {
+    fn is_held(&self, token: u64) -> bool {
+        self.busy.contains_key(&token)
+    }
+
+    /// Holds the token for the entry, and gives the entry back; or parks it behind the one that
+    /// holds the token.
+    fn hold(&mut self, entry: Entry<O>) -> Result<(), Entry<O>> {
+        match self.busy.get_mut(&entry.token) {
+            Some(parked) => {
+                parked.insert((entry.level, entry.sequence), entry);
+                Ok(())
+            }
+            None => {
+                self.busy.insert(entry.token, BTreeMap::new());
+                Err(entry)
+            }
+        }
+    }
+
+    /// Frees a token, or passes it to the first of the highest level that waits for it.
+    fn release(&mut self, token: u64) {
+        let Some(parked) = self.busy.get_mut(&token) else {
+            return;
+        };
+        match parked.pop_first() {
+            Some((_, entry)) => self.freed.push_back(entry),
+            None => {
+                self.busy.remove(&token);
+            }
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry<O>> {
+        self.freed
+            .iter()
+            .chain(self.busy.values().flat_map(BTreeMap::values))
+    }
+
+    fn drain(&mut self) -> Vec<Entry<O>> {
+        let mut left: Vec<Entry<O>> = self.freed.drain(..).collect();
+        left.extend(
+            self.busy
+                .values_mut()
+                .flat_map(|parked| std::mem::take(parked).into_values()),
+        );
+        left
+    }
+}

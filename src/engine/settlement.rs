@@ -1,0 +1,255 @@
+//! An accepted event and what becomes of it: exactly one outcome for each lane.
+//!
+//! The common end, "done everywhere and nobody asked", costs one atomic
+//! subtraction. Everything else goes through the tail, made when first needed.
+
+use super::lane::{Lane, LaneId};
+use super::ops::Ops;
+use super::router::Route;
+use super::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, AtomicUsize, Ordering},
+    lock,
+};
+
+/// How the delivery of an event to one lane ended.
+#[derive(Debug)]
+pub enum Outcome<F> {
+    /// The handler succeeded.
+    Done,
+    /// The handler failed for good.
+    Dead(Arc<F>),
+    /// An overflow policy, or the end of the subscription, let go of it.
+    Dropped,
+    /// Its time had passed before it was started.
+    Expired,
+    /// The subscription's filter did not want it.
+    Filtered,
+}
+
+/// An event on its way: the payload, where it goes, and what has become of it.
+pub struct Envelope<O: Ops> {
+    /// What the publisher handed in.
+    pub payload: O::Payload,
+    /// Deliveries that are not settled, and the flag [`TAIL`].
+    state: AtomicU32,
+    tail: Mutex<Option<Box<Tail<O>>>>,
+    tree: Option<Arc<Tree<O>>>,
+}
+
+/// Set once there is a tail that the last settlement must look at.
+const TAIL: u32 = 1 << 31;
+
+struct Tail<O: Ops> {
+    /// Where the event went, for events that were accepted before that was known.
+    route: Option<Arc<Route<O>>>,
+    outcomes: Vec<(LaneId, Outcome<O::Failure>)>,
+    waiters: Vec<O::Waker>,
+    tree: Option<Arc<Tree<O>>>,
+    /// The last settlement has been here.
+    ended: bool,
+}
+
+impl<O: Ops> Default for Tail<O> {
+    fn default() -> Self {
+        Self {
+            route: None,
+            outcomes: Vec::new(),
+            waiters: Vec::new(),
+            tree: None,
+            ended: false,
+        }
+    }
+}
+
+/// The events that one event caused, itself included, as a count. Made when the
+/// first child is published, so that events without children pay nothing, and
+/// shared by all descendants, so that an endless chain of events holds no history.
+pub struct Tree<O: Ops> {
+    unsettled: AtomicUsize,
+    waiters: Mutex<Vec<O::Waker>>,
+}
+
+impl<O: Ops> Tree<O> {
+    fn settle_one(&self) -> Vec<O::Waker> {
+        if self.unsettled.fetch_sub(1, Ordering::AcqRel) == 1 {
+            std::mem::take(&mut *lock(&self.waiters))
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Whether every event of the tree is settled.
+    pub fn settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0
+    }
+
+    /// Registers a waiter, or gives it back if there is nothing to wait for.
+    pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
+        let mut waiters = lock(&self.waiters);
+        if self.settled() {
+            return Err(waker);
+        }
+        waiters.push(waker);
+        Ok(())
+    }
+}
+
+impl<O: Ops> Envelope<O> {
+    /// A new event. It counts as having one unsettled delivery until it is [routed](Self::routed).
+    pub fn new(payload: O::Payload, cause: Option<&Envelope<O>>) -> Self {
+        let tree = cause.map(Envelope::family);
+        if let Some(tree) = &tree {
+            tree.unsettled.fetch_add(1, Ordering::Relaxed);
+        }
+        Self {
+            payload,
+            state: AtomicU32::new(1),
+            tail: Mutex::new(None),
+            tree,
+        }
+    }
+
+    /// The tree that this event's children join.
+    fn family(&self) -> Arc<Tree<O>> {
+        if let Some(tree) = &self.tree {
+            return tree.clone();
+        }
+        let mut tail = lock(&self.tail);
+        let tail = tail.get_or_insert_default();
+        if let Some(tree) = &tail.tree {
+            return tree.clone();
+        }
+        let before = self.state.fetch_or(TAIL, Ordering::AcqRel);
+        // A settled event is no part of the tree that its late children make: neither when its
+        // last settlement has passed by the tail, nor when that saw no reason to look at it.
+        let over = tail.ended || before == 0;
+        let tree = Tree {
+            unsettled: AtomicUsize::new(usize::from(!over)),
+            waiters: Mutex::new(Vec::new()),
+        };
+        tail.tree.insert(Arc::new(tree)).clone()
+    }
+
+    /// Says to how many lanes the event goes. Called once, before its first delivery can start.
+    /// An event for nobody is settled by this; returns whom to wake then.
+    #[inline]
+    pub fn routed(&self, lanes: usize) -> Vec<O::Waker> {
+        // The count began with one, for the routing itself.
+        match lanes {
+            1 => Vec::new(),
+            0 => self.subtract(),
+            _ => {
+                self.state.fetch_add(lanes as u32 - 1, Ordering::AcqRel);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Remembers where an event went that was accepted before its route was known.
+    pub fn set_route(&self, route: Arc<Route<O>>) {
+        lock(&self.tail).get_or_insert_default().route = Some(route);
+        self.state.fetch_or(TAIL, Ordering::AcqRel);
+    }
+
+    /// The route that was remembered, if one was.
+    pub fn route(&self) -> Option<Arc<Route<O>>> {
+        lock(&self.tail)
+            .as_ref()
+            .and_then(|tail| tail.route.clone())
+    }
+
+    /// The events caused by this one, if there are any.
+    pub fn tree(&self) -> Option<Arc<Tree<O>>> {
+        self.tree
+            .clone()
+            .or_else(|| lock(&self.tail).as_ref().and_then(|tail| tail.tree.clone()))
+    }
+
+    /// Counts the end of the delivery to one lane. Returns whom to wake, with no lock held.
+    #[inline]
+    pub fn settle(&self, lane: &Lane<O>, outcome: Outcome<O::Failure>) -> Vec<O::Waker> {
+        if lane.options.passive {
+            return Vec::new();
+        }
+        if !matches!(outcome, Outcome::Done) {
+            self.note(lane.id, outcome);
+        }
+        self.subtract()
+    }
+
+    #[inline]
+    fn subtract(&self) -> Vec<O::Waker> {
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(
+            before & !TAIL > 0,
+            "an event was settled more often than it was routed"
+        );
+        if before & !TAIL == 1 && (before & TAIL != 0 || self.tree.is_some()) {
+            self.end()
+        } else {
+            Vec::new()
+        }
+    }
+
+    #[cold]
+    fn note(&self, lane: LaneId, outcome: Outcome<O::Failure>) {
+        lock(&self.tail)
+            .get_or_insert_default()
+            .outcomes
+            .push((lane, outcome));
+        self.state.fetch_or(TAIL, Ordering::AcqRel);
+    }
+
+    #[cold]
+    fn end(&self) -> Vec<O::Waker> {
+        let (mut wakers, tree) = match lock(&self.tail).as_mut() {
+            Some(tail) => {
+                tail.ended = true;
+                (std::mem::take(&mut tail.waiters), tail.tree.clone())
+            }
+            None => (Vec::new(), None),
+        };
+        if let Some(tree) = self.tree.as_ref().or(tree.as_ref()) {
+            wakers.extend(tree.settle_one());
+        }
+        wakers
+    }
+
+    /// Whether every delivery has its outcome.
+    pub fn settled(&self) -> bool {
+        self.state.load(Ordering::Acquire) & !TAIL == 0
+    }
+
+    /// Registers a waiter for the settlement, or gives it back if there is nothing to wait for.
+    pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
+        let mut tail = lock(&self.tail);
+        if self.state.fetch_or(TAIL, Ordering::AcqRel) & !TAIL == 0 {
+            return Err(waker);
+        }
+        tail.get_or_insert_default().waiters.push(waker);
+        Ok(())
+    }
+
+    /// The outcomes other than "done", so far.
+    pub fn outcomes(&self) -> Vec<(LaneId, Outcome<O::Failure>)> {
+        lock(&self.tail).as_ref().map_or_else(Vec::new, |tail| {
+            tail.outcomes
+                .iter()
+                .map(|(lane, outcome)| (*lane, outcome.share()))
+                .collect()
+        })
+    }
+}
+
+impl<F> Outcome<F> {
+    fn share(&self) -> Self {
+        match self {
+            Self::Done => Self::Done,
+            Self::Dead(failure) => Self::Dead(failure.clone()),
+            Self::Dropped => Self::Dropped,
+            Self::Expired => Self::Expired,
+            Self::Filtered => Self::Filtered,
+        }
+    }
+}
