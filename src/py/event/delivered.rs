@@ -1,0 +1,119 @@
+//! A fresh event for each delivery: the bus's hot path.
+
+use std::sync::Arc;
+
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyString;
+use pyo3::{PyTraverseError, intern};
+
+use super::Event;
+use super::fields::{Fields, default_source};
+use crate::py::record::{Extras, Priority, Record};
+
+/// What the bus tells a handler beyond the five fields.
+pub struct Delivered {
+    pub sequence: Option<u64>,
+    pub extras: Option<Arc<Extras>>,
+    pub call: Option<Call>,
+    pub priority: Priority,
+}
+
+/// What [`Delivery`](crate::py::delivery::Delivery) is made of when somebody asks.
+pub struct Call {
+    pub subscription: Py<PyString>,
+    pub deadline: Option<f64>,
+    pub attempt: u32,
+}
+
+impl Default for Delivered {
+    fn default() -> Self {
+        const NORMAL: Priority = 2;
+        Self {
+            sequence: None,
+            extras: None,
+            call: None,
+            priority: NORMAL,
+        }
+    }
+}
+
+impl Delivered {
+    pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // `extras` is shared, and must not be visited once per owner; see there.
+        match &self.call {
+            Some(call) => visit.call(&call.subscription),
+            None => Ok(()),
+        }
+    }
+}
+
+#[allow(dead_code)] // used by the slots, which call handlers
+impl Event {
+    /// The event that one handler is called with, once; the payload is shared by reference.
+    #[inline]
+    pub fn deliver(
+        py: Python<'_>,
+        record: &Record,
+        sequence: u64,
+        attempt: u32,
+        subscription: &Py<PyString>,
+        deadline: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let delivered = Delivered {
+            sequence: Some(sequence),
+            extras: record.extras.clone(),
+            call: Some(Call {
+                subscription: subscription.clone_ref(py),
+                deadline,
+                attempt,
+            }),
+            priority: record.priority,
+        };
+        if let Some(template) = &record.template {
+            return deliver_copy(template.bind(py), delivered);
+        }
+        let source = match &record.source {
+            Some(source) => source.clone_ref(py),
+            None => default_source(py).unbind(),
+        };
+        let fields = Fields {
+            type_: Some(record.type_.clone_ref(py).into_any()),
+            data: Some(record.data.clone_ref(py)),
+            timestamp: Some(record.timestamp.clone_ref(py)),
+            identity: Some(record.identity.clone_ref(py)),
+            source: Some(source),
+        };
+        Ok(Py::new(
+            py,
+            Self {
+                fields,
+                delivered,
+                in_dict: false,
+            },
+        )?
+        .into_any())
+    }
+}
+
+/// Handlers may change their event, so each gets a copy of the caller's object too.
+#[cold]
+fn deliver_copy(template: &Bound<'_, PyAny>, delivered: Delivered) -> PyResult<Py<PyAny>> {
+    let event = copy(template)?;
+    // A `__copy__` of the caller's may return anything; then that is what the handler gets.
+    if let Ok(event) = event.cast::<Event>() {
+        event.borrow_mut().delivered = delivered;
+    }
+    Ok(event.unbind())
+}
+
+/// `copy.copy`.
+pub fn copy<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = object.py();
+    let copy = COPY.get_or_try_init(py, || {
+        Ok::<_, PyErr>(py.import("copy")?.getattr(intern!(py, "copy"))?.unbind())
+    })?;
+    copy.bind(py).call1((object,))
+}

@@ -1,0 +1,108 @@
+//! The five fields of an event in native form.
+
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, intern};
+
+use crate::py::identity::Identity;
+use crate::py::record::Stamp;
+
+/// In the order of the constructor's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    Type,
+    Data,
+    Timestamp,
+    EventId,
+    Source,
+}
+
+impl Field {
+    pub const ALL: [Self; 5] = [
+        Self::Type,
+        Self::Data,
+        Self::Timestamp,
+        Self::EventId,
+        Self::Source,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Type => "type",
+            Self::Data => "data",
+            Self::Timestamp => "timestamp",
+            Self::EventId => "event_id",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// `source` where the caller says nothing.
+pub fn default_source(py: Python<'_>) -> Bound<'_, PyAny> {
+    intern!(py, "pm_system").clone().into_any()
+}
+
+/// Each may be missing: before `__init__`, and after `del`.
+#[derive(Default)]
+pub struct Fields {
+    pub type_: Option<Py<PyAny>>,
+    pub data: Option<Py<PyAny>>,
+    pub timestamp: Option<Stamp>,
+    pub identity: Option<Identity>,
+    pub source: Option<Py<PyAny>>,
+}
+
+impl Fields {
+    pub fn get<'py>(&self, py: Python<'py>, field: Field) -> Option<Bound<'py, PyAny>> {
+        match field {
+            Field::Type => self.type_.as_ref().map(|object| object.bind(py).clone()),
+            Field::Data => self.data.as_ref().map(|object| object.bind(py).clone()),
+            Field::Timestamp => self.timestamp.as_ref().map(|stamp| stamp.to_object(py)),
+            Field::EventId => self
+                .identity
+                .as_ref()
+                .map(|identity| identity.to_object(py)),
+            Field::Source => self.source.as_ref().map(|object| object.bind(py).clone()),
+        }
+    }
+
+    /// Returns the old value, to be dropped when nothing of the event is borrowed any
+    /// more: its destructor may be Python code that looks at the event.
+    #[must_use]
+    pub fn put(&mut self, field: Field, value: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        fn object_of_stamp(stamp: Stamp) -> Option<Py<PyAny>> {
+            match stamp {
+                Stamp::Seconds(_) => None,
+                Stamp::Object(object) => Some(object),
+            }
+        }
+        fn object_of_identity(identity: Identity) -> Option<Py<PyAny>> {
+            match identity {
+                Identity::Number { .. } => None,
+                Identity::Object(object) => Some(object),
+            }
+        }
+        match field {
+            Field::Type => std::mem::replace(&mut self.type_, value),
+            Field::Data => std::mem::replace(&mut self.data, value),
+            Field::Source => std::mem::replace(&mut self.source, value),
+            Field::Timestamp => std::mem::replace(&mut self.timestamp, value.map(Stamp::Object))
+                .and_then(object_of_stamp),
+            Field::EventId => std::mem::replace(&mut self.identity, value.map(Identity::Object))
+                .and_then(object_of_identity),
+        }
+    }
+
+    pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.type_)?;
+        visit.call(&self.data)?;
+        visit.call(&self.source)?;
+        if let Some(Stamp::Object(object)) = &self.timestamp {
+            visit.call(object)?;
+        }
+        if let Some(Identity::Object(object)) = &self.identity {
+            visit.call(object)?;
+        }
+        Ok(())
+    }
+}

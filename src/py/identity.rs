@@ -1,0 +1,123 @@
+//! Event ids. Most are never looked at, so an id is two numbers until somebody
+//! does: a random nonce of this process and a counter.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+/// Drawn from `os.urandom`, because the engine has no randomness of its own.
+static NONCE: AtomicU64 = AtomicU64::new(0);
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// The id of an event: made here and not yet written out, or whatever the caller set.
+pub enum Identity {
+    /// Formats to the same UUID every time.
+    Number {
+        /// Of the process in which the event was made.
+        nonce: u64,
+        /// The how manieth of that process.
+        number: u64,
+    },
+    /// Set by the caller; the `pm.events` API allows any object.
+    Object(Py<PyAny>),
+}
+
+impl Identity {
+    /// An id that no other event has, in this process or in its forks.
+    #[inline]
+    pub fn next() -> Self {
+        Self::Number {
+            nonce: NONCE.load(Ordering::Relaxed),
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// The same id again.
+    #[inline]
+    pub fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            &Self::Number { nonce, number } => Self::Number { nonce, number },
+            Self::Object(object) => Self::Object(object.clone_ref(py)),
+        }
+    }
+
+    /// What Python sees: a UUID string, or the caller's object.
+    pub fn to_object<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        match self {
+            &Self::Number { nonce, number } => {
+                let text = format_uuid(nonce, number);
+                PyString::new(
+                    py,
+                    std::str::from_utf8(&text).expect("hexadecimal digits are ASCII"),
+                )
+                .into_any()
+            }
+            Self::Object(object) => object.bind(py).clone(),
+        }
+    }
+}
+
+/// RFC 9562, version 8: 48 free bits, the version, 12 free bits, the variant, 62
+/// free bits. The nonce comes first, whole, then 58 bits of the number, so the
+/// ids of one process sort in the order in which they were made.
+fn format_uuid(nonce: u64, number: u64) -> [u8; 36] {
+    const VERSION: u64 = 0x8000;
+    const VARIANT: u64 = 0b10 << 62;
+    let high = (nonce & !0xffff) | VERSION | ((nonce >> 4) & 0x0fff);
+    let low = VARIANT | ((nonce & 0xf) << 58) | (number & ((1 << 58) - 1));
+    let bits = (u128::from(high) << 64) | u128::from(low);
+
+    let mut text = [b'-'; 36];
+    let mut shift = 128;
+    for (index, character) in text.iter_mut().enumerate() {
+        if !matches!(index, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *character = b"0123456789abcdef"[(bits >> shift) as usize & 0xf];
+        }
+    }
+    text
+}
+
+/// A child continues its parent's counter; only another nonce keeps their ids apart.
+#[pyfunction]
+fn draw_nonce(py: Python<'_>) -> PyResult<()> {
+    let bytes: [u8; 8] = py.import("os")?.call_method1("urandom", (8,))?.extract()?;
+    NONCE.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+    Ok(())
+}
+
+/// Draws the nonce now, and again in every fork.
+pub fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = m.py();
+    draw_nonce(py)?;
+    let os = py.import("os")?;
+    if os.hasattr("register_at_fork")? {
+        let hooks = PyDict::new(py);
+        hooks.set_item("after_in_child", wrap_pyfunction!(draw_nonce, m)?)?;
+        os.call_method("register_at_fork", (), Some(&hooks))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::format_uuid;
+
+    fn text(nonce: u64, number: u64) -> String {
+        String::from_utf8(format_uuid(nonce, number).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn every_bit_has_its_place() {
+        assert_eq!(text(0, 0), "00000000-0000-8000-8000-000000000000");
+        assert_eq!(
+            text(0x0123_4567_89ab_cdef, 1),
+            "01234567-89ab-8cde-bc00-000000000001"
+        );
+        assert_eq!(
+            text(u64::MAX, u64::MAX),
+            "ffffffff-ffff-8fff-bfff-ffffffffffff"
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! What a publish remembers of an event until its last delivery is settled.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyFloat, PyString};
+
+use super::identity::Identity;
+
+/// 0 is the most urgent, 3 the least.
+pub type Priority = u8;
+
+/// When the event was made.
+pub enum Stamp {
+    /// Unix time.
+    Seconds(f64),
+    /// Set by the caller; the `pm.events` API allows any object.
+    Object(Py<PyAny>),
+}
+
+impl Stamp {
+    /// The wall clock, rounded as `time.time()` rounds it.
+    pub fn now() -> Self {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self::Seconds(since.as_nanos() as f64 / 1e9)
+    }
+
+    /// The same time again.
+    #[inline]
+    pub fn clone_ref(&self, py: Python<'_>) -> Self {
+        match self {
+            &Self::Seconds(seconds) => Self::Seconds(seconds),
+            Self::Object(object) => Self::Object(object.clone_ref(py)),
+        }
+    }
+
+    /// What Python sees: a float, or the caller's object.
+    pub fn to_object<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        match self {
+            &Self::Seconds(seconds) => PyFloat::new(py, seconds).into_any(),
+            Self::Object(object) => object.bind(py).clone(),
+        }
+    }
+}
+
+/// One published event, shared by all its deliveries. Immutable.
+///
+/// The garbage collector does not see a record: it is reached from queues, which
+/// are roots. A delivered [`Event`](super::event::Event) therefore takes references
+/// of its own to every object here that could be part of a cycle.
+pub struct Record {
+    /// Exactly `str`, or a subclass of it.
+    pub type_: Py<PyString>,
+    /// The payload, by reference.
+    pub data: Py<PyAny>,
+    /// When the event was made.
+    pub timestamp: Stamp,
+    /// The event's id.
+    pub identity: Identity,
+    /// `None` for the default, `"pm_system"`.
+    pub source: Option<Py<PyAny>>,
+    /// A private copy of what was published, where it is more than a plain `Event`:
+    /// an instance of a subclass, or one with attributes of the caller's.
+    pub template: Option<Py<PyAny>>,
+    /// The rest, which few events have; apart, so that the common record stays small.
+    pub extras: Option<Arc<Extras>>,
+    /// The level it is queued on.
+    pub priority: Priority,
+}
+
+/// Shared with the delivered events, unseen by the garbage collector: so there is
+/// nothing in it but strings, and ids that are almost always numbers.
+#[derive(Default)]
+pub struct Extras {
+    /// What the event is ordered by.
+    pub key: Option<Py<PyString>>,
+    /// A read-only mapping of strings to strings.
+    pub headers: Option<Py<PyAny>>,
+    /// What a second publish of the same event is recognised by.
+    pub idempotency_key: Option<Py<PyString>>,
+    /// The first event of the chain; `None` where this is the first.
+    pub correlation: Option<Identity>,
+    /// The event whose handler published this one.
+    pub causation: Option<Identity>,
+}
+
+const _: () = assert!(size_of::<Record>() <= 96);
