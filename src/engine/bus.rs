@@ -5,7 +5,7 @@
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{Admission, Effects, Gate, Offer, Patience, Ticket, WaitId};
+use super::gate::{Admission, Effects, Gate, Offer, Patience, Run, Ticket, WaitId};
 use super::idempotency::{Claim, Idempotency};
 use super::lane::{Entry, Finished, Lane, LaneId, LaneOptions, LaneReport, Turn};
 use super::ledger::{Counts, Ended};
@@ -105,7 +105,7 @@ impl<O: Ops> Bus<O> {
         offers: impl Iterator<Item = Offer<'a, O>>,
         route: &mut Arc<Route<O>>,
         now: Nanos,
-    ) -> (u64, usize, Option<EngineError>) {
+    ) -> Run {
         let mut effects = Effects::default();
         let run = self.gate.admit_run(offers, route, now, &mut effects);
         self.carry_out(effects, now);

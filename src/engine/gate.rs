@@ -63,6 +63,19 @@ pub enum Admission<O: Ops> {
     Refused(EngineError),
 }
 
+/// What became of a run of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// The number of the first; the others follow without a gap.
+    pub first: u64,
+    /// How many were let in.
+    pub count: usize,
+    /// They are kept until the bus is started.
+    pub held: bool,
+    /// The next one did not get in at once.
+    pub refused: bool,
+}
+
 /// What is to be done once no lock is held.
 pub struct Effects<O: Ops> {
     /// Events that lanes let go of; their outcome is [`Outcome::Dropped`].
@@ -228,38 +241,30 @@ impl<O: Ops> Gate<O> {
         admission
     }
 
-    /// Lets events in one after the other until one does not get in; `Waiting` is never the answer
-    /// for it. Returns the numbers given, as the first and how many, and the refusal.
+    /// Lets events of one type in, one after the other, until one does not get in at once; that one
+    /// is as if it had not come. Returns the first number given, how many, and whether one was left.
     pub fn admit_run<'a>(
         &self,
         offers: impl Iterator<Item = Offer<'a, O>>,
         route: &mut Arc<Route<O>>,
         now: Nanos,
         effects: &mut Effects<O>,
-    ) -> (u64, usize, Option<EngineError>) {
+    ) -> Run {
         let mut state = lock(&self.state);
-        let (mut first, mut count, mut refusal) = (0, 0, None);
+        let mut run = Run { held: !state.open, ..Run::default() };
         for offer in offers {
-            match self.admit_one(
-                &mut state,
-                &offer,
-                route,
-                Patience::None,
-                None,
-                now,
-                effects,
-            ) {
+            match self.admit_one(&mut state, &offer, route, Patience::None, None, now, effects) {
                 Admission::Accepted(sequence) | Admission::Held(sequence) => {
-                    if count == 0 {
-                        first = sequence;
+                    if run.count == 0 {
+                        run.first = sequence;
                     }
-                    count += 1;
+                    run.count += 1;
                 }
-                Admission::Refused(error) => {
+                Admission::Refused(_) => {
                     // Not the end of this publish: its publisher comes back with it.
                     state.counts.offered -= 1;
                     state.counts.rejected -= 1;
-                    refusal = Some(error);
+                    run.refused = true;
                     break;
                 }
                 Admission::Waiting(_) => unreachable!("an impatient offer does not wait"),
@@ -267,7 +272,7 @@ impl<O: Ops> Gate<O> {
         }
         drop(state);
         signal(route);
-        (first, count, refusal)
+        run
     }
 
     #[inline]

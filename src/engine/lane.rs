@@ -296,8 +296,10 @@ impl<O: Ops> Lane<O> {
     }
 
     /// For an executor that must let go of an entry that it has not settled: back to the head.
-    pub fn put_back(&self, entry: Entry<O>, now: Nanos) -> Turn<O> {
+    pub fn put_back(&self, mut entry: Entry<O>, now: Nanos) -> Turn<O> {
         let mut consumer = lock(&self.consumer);
+        // It did not have its chance: the attempt does not count.
+        entry.attempt = entry.attempt.saturating_sub(1);
         let level = entry.level.index();
         self.depth[level].fetch_add(1, Ordering::Relaxed);
         self.running.fetch_sub(1, Ordering::SeqCst);

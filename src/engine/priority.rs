@@ -23,3 +23,5 @@ impl Starts {
         heads.iter().position(Option::is_some)
     }
 }
+
+impl TryFrom<u8> for Priority { type Error = u8; fn try_from(n: u8) -> Result<Self, u8> { Ok(match n {0=>Self::Critical,1=>Self::High,2=>Self::Normal,3=>Self::Low,n=>return Err(n)}) } }

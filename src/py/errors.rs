@@ -5,6 +5,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use crate::engine::error::EngineError;
+
 macro_rules! exceptions {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// An exception class of `ironbus.errors`, by name.
@@ -41,5 +43,28 @@ impl Error {
             Ok(instance) => PyErr::from_value(instance),
             Err(error) => error,
         }
+    }
+}
+
+/// The engine's refusals.
+pub fn engine(py: Python<'_>, error: &EngineError) -> PyErr {
+    let class = match error {
+        EngineError::Full { .. } => Error::QueueFull,
+        EngineError::NotStarted { .. } => Error::QueueFull,
+        EngineError::Deadlock { .. } => Error::WouldDeadlock,
+    };
+    class.new(py, "", error.to_string())
+}
+
+/// The same error, for the event at this place of a batch.
+pub fn at_index(py: Python<'_>, error: PyErr, index: usize) -> PyErr {
+    let value = error.value(py);
+    let Ok(field) = value.getattr("field").and_then(|field| field.extract::<String>()) else { return error };
+    let separator = if field.is_empty() { "" } else { "." };
+    let class = value.get_type();
+    let text = format!("events[{index}]: {value}");
+    match class.call1((text, format!("events[{index}]{separator}{field}"))) {
+        Ok(instance) => PyErr::from_value(instance),
+        Err(_) => error,
     }
 }

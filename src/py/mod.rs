@@ -3,12 +3,29 @@
 
 use pyo3::prelude::*;
 
+mod bus;
+mod clock;
+mod core;
+mod current;
 mod delivery;
 mod errors;
 mod event;
+mod event_loop;
+mod failure;
 mod identity;
+mod native;
+mod ops;
+mod pool;
+mod prepare;
 mod priority;
+mod process;
+mod publisher;
+mod receipt;
 mod record;
+mod run;
+mod slot;
+mod stream;
+mod walk;
 
 /// The native half of `ironbus`. Its classes are re-exported by the package.
 #[pymodule]
@@ -16,14 +33,24 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::bus::{Bus, LaneHandle, async_methods, current_delivery, topic_matches};
+    #[pymodule_export]
     use super::delivery::Delivery;
     #[pymodule_export]
     use super::event::Event;
+    #[pymodule_export]
+    use super::receipt::{BatchReceipt, Receipt};
+    #[pymodule_export]
+    use super::stream::StreamSource;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
         identity::install(m)?;
         event::install(m)?;
+        process::install(m)?;
+        native::install_send::<publisher::Publish>(m.py());
+        native::install_send::<publisher::PublishMany>(m.py());
+        native::install_send::<slot::Slot>(m.py());
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

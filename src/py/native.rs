@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use pyo3::exceptions::{PyRuntimeError, PySystemError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use pyo3::{PyTypeInfo, ffi};
@@ -368,4 +369,35 @@ pub fn keyword_dict<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, 
         dict.set_item(name, value)?;
     }
     Ok(dict)
+}
+
+/// For `send` and `throw` as Python methods: the ordinary end is a `StopIteration`.
+pub fn yield_or_stop<'py>(py: Python<'py>, sent: Sent<'py>) -> PyResult<Bound<'py, PyAny>> {
+    match sent {
+        Sent::Yielded(object) => Ok(object),
+        Sent::Returned(result) => {
+            let stop = py.get_type::<pyo3::exceptions::PyStopIteration>().call1((result,))?;
+            Err(PyErr::from_value(stop))
+        }
+    }
+}
+
+/// The exception that the arguments of `throw` mean, in each of their forms.
+pub fn thrown<'py>(
+    kind: &Bound<'py, PyAny>,
+    value: Option<&Bound<'py, PyAny>>,
+    traceback: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = kind.py();
+    let base = py.get_type::<pyo3::exceptions::PyBaseException>();
+    let error = match value.filter(|value| !value.is_none()) {
+        Some(value) if value.is_instance(&base)? => value.clone(),
+        Some(value) => kind.call1((value,))?,
+        None if kind.is_instance(&base)? => kind.clone(),
+        None => kind.call0()?,
+    };
+    if let Some(traceback) = traceback.filter(|traceback| !traceback.is_none()) {
+        error.setattr(intern!(py, "__traceback__"), traceback)?;
+    }
+    Ok(error)
 }

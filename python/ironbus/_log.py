@@ -1,0 +1,38 @@
+"""The lines that the native code writes to the log ``ironbus``.
+
+They carry types, names, numbers and locations; never a payload, and never the
+message of a handler's exception, which may quote one.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+logger = logging.getLogger("ironbus")
+
+
+def handler_failed(subscription: str, event_type: str, sequence: int, attempt: int, error: BaseException) -> None:
+    """A handler failed for good. Called from the thread that ran it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    logger.error(
+        "handler %s failed on event %d of type %r (attempt %d): %s%s",
+        subscription,
+        sequence,
+        event_type,
+        attempt,
+        type(error).__qualname__,
+        where,
+        extra={"subscription": subscription, "sequence": sequence, "event_type": event_type, "attempt": attempt},
+    )
+
+
+def handler_ended_the_program(subscription: str, sequence: int, kind: str) -> None:
+    """A handler on a worker thread raised SystemExit or KeyboardInterrupt; its subscription is held."""
+    logger.error(
+        "handler %s raised %s on event %d: the event is kept, and the subscription is paused until resume()",
+        subscription,
+        kind,
+        sequence,
+    )

@@ -1,0 +1,477 @@
+//! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
+//! class above it gives names and defaults, and decides nothing per event.
+
+use std::sync::{Arc, Weak};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::{PyTraverseError, intern};
+
+use super::clock::{Clock, monotonic_ns};
+use super::core::{Core, Settings};
+use super::current;
+use super::errors::Error;
+use super::native::AsyncMethods;
+use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
+use super::prepare::Options;
+use super::publisher;
+use super::receipt::{BatchReceipt, Receipt};
+use super::stream::{StreamSeat, StreamSource};
+use crate::engine::lane::{Lane, LaneOptions, LaneReport, Order, Overflow};
+use crate::engine::metrics::Percentiles;
+use crate::engine::priority::Priority;
+use crate::engine::topic::Topic;
+
+/// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
+#[pyclass(subclass, dict, weakref, module = "ironbus._core")]
+pub struct Bus {
+    core: Option<Arc<Core>>,
+}
+
+impl Bus {
+    /// The bus behind an instance.
+    #[inline]
+    pub fn core_of(slf: &Bound<'_, PyAny>) -> PyResult<Arc<Core>> {
+        let bus = slf.cast::<Self>()?.try_borrow()?;
+        bus.core().cloned()
+    }
+
+    fn core(&self) -> PyResult<&Arc<Core>> {
+        self.core
+            .as_ref()
+            .ok_or_else(|| PyRuntimeError::new_err("EventBus.__init__() was not called; call super().__init__() first"))
+    }
+}
+
+fn overflow(py: Python<'_>, name: &str) -> PyResult<Overflow> {
+    Ok(match name {
+        "block" => Overflow::Block,
+        "reject" => Overflow::Reject,
+        "drop_oldest" => Overflow::DropOldest,
+        "drop_new" => Overflow::DropNew,
+        _ => {
+            let text = "overflow must be \"block\", \"reject\", \"drop_oldest\" or \"drop_new\"";
+            return Err(Error::InvalidOption.new(py, "overflow", text));
+        }
+    })
+}
+
+fn options(
+    priority: Option<Py<PyAny>>,
+    key: Option<Py<PyAny>>,
+    idempotency_key: Option<Py<PyAny>>,
+    headers: Option<Py<PyAny>>,
+) -> Options {
+    Options { priority, key, idempotency_key, headers }
+}
+
+#[pymethods]
+impl Bus {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { core: None }
+    }
+
+    /// Sets the bus up. All values are checked by the caller.
+    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock))]
+    #[allow(clippy::too_many_arguments)]
+    fn _configure(
+        &mut self,
+        py: Python<'_>,
+        max_queue_size: usize,
+        overflow: &str,
+        by_content: bool,
+        ttl: f64,
+        max_keys: usize,
+        publisher_context: bool,
+        workers: usize,
+        clock: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let settings = Settings {
+            max_queue_size,
+            overflow: self::overflow(py, overflow)?,
+            by_content,
+            ttl: (ttl * 1e9) as u64,
+            max_keys,
+            publisher_context,
+            workers,
+        };
+        self.core = Some(Core::new(settings, Clock::new(clock)));
+        Ok(())
+    }
+
+    /// Makes a lane that no event reaches yet.
+    #[pyo3(signature = (handler, *, name, is_async, filter, order_by, timeout, concurrency, order, overflow, bound, publisher_context))]
+    #[allow(clippy::too_many_arguments)]
+    fn _make_lane(
+        &self,
+        py: Python<'_>,
+        handler: Py<PyAny>,
+        name: Py<PyString>,
+        is_async: bool,
+        filter: Option<Py<PyAny>>,
+        order_by: Option<Py<PyAny>>,
+        timeout: Option<f64>,
+        concurrency: usize,
+        order: &str,
+        overflow: Option<&str>,
+        bound: Option<usize>,
+        publisher_context: bool,
+    ) -> PyResult<LaneHandle> {
+        let core = self.core()?;
+        let order = match order {
+            "lane" => Order::Lane,
+            "key" => Order::Token,
+            "computed" => Order::Computed,
+            _ => Order::Nothing,
+        };
+        let options = LaneOptions {
+            name: name.bind(py).to_str()?.into(),
+            concurrency,
+            order,
+            overflow: overflow.map_or(Ok(core.settings.overflow), |name| self::overflow(py, name))?,
+            bound: bound.unwrap_or(core.settings.max_queue_size),
+            passive: false,
+        };
+        let handler = Handler {
+            callable: handler,
+            filter,
+            order_by,
+            timeout: timeout.map(|seconds| (seconds * 1e9) as u64),
+            publisher_context,
+            name,
+        };
+        let seat = if is_async { core.loop_seat.clone() } else { core.pool_seat.clone() };
+        let lane = core.bus.make_lane(options, handler, seat);
+        Ok(LaneHandle { core: Arc::downgrade(core), lane: Arc::downgrade(&lane) })
+    }
+
+    /// Opens a stream of events from now on.
+    fn _open_stream(
+        &self,
+        py: Python<'_>,
+        topics: Vec<String>,
+        name: Py<PyString>,
+        bound: Option<usize>,
+    ) -> PyResult<StreamSource> {
+        let core = self.core()?;
+        let options = LaneOptions {
+            name: name.bind(py).to_str()?.into(),
+            concurrency: 1,
+            order: Order::Lane,
+            overflow: Overflow::DropOldest,
+            bound: bound.unwrap_or(core.settings.max_queue_size),
+            passive: true,
+        };
+        let handler = Handler {
+            callable: py.None(),
+            filter: None,
+            order_by: None,
+            timeout: None,
+            publisher_context: false,
+            name: name.clone_ref(py),
+        };
+        let seat = Arc::new(PySeat::Stream(Arc::new(StreamSeat::default())));
+        let lane = core.bus.make_lane(options, handler, seat);
+        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+        let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        Ok(StreamSource::new(core, lane, subscription, name))
+    }
+
+    /// Publishes from any thread: outside an event loop it waits for room, inside one it never
+    /// blocks and raises ``QueueFull`` instead.
+    #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn publish_sync(
+        slf: &Bound<'_, Self>,
+        event: &Bound<'_, PyAny>,
+        data: Option<&Bound<'_, PyAny>>,
+        priority: Option<Py<PyAny>>,
+        key: Option<Py<PyAny>>,
+        idempotency_key: Option<Py<PyAny>>,
+        headers: Option<Py<PyAny>>,
+    ) -> PyResult<Receipt> {
+        let core = Self::core_of(slf.as_any())?;
+        let options = options(priority, key, idempotency_key, headers);
+        publisher::publish_sync(slf.py(), &core, event, data, &options)
+    }
+
+    #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None))]
+    fn _publish_many_sync(
+        slf: &Bound<'_, Self>,
+        events: &Bound<'_, PyAny>,
+        priority: Option<Py<PyAny>>,
+        key: Option<Py<PyAny>>,
+        headers: Option<Py<PyAny>>,
+    ) -> PyResult<BatchReceipt> {
+        let core = Self::core_of(slf.as_any())?;
+        publisher::publish_many_sync(slf.py(), &core, events, &options(priority, key, None, headers))
+    }
+
+    /// Starts on the loop that runs in this thread. False: it is started already.
+    fn _open(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let py = slf.py();
+        let core = Self::core_of(slf.as_any())?;
+        let event_loop = running_loop(py)?;
+        if core.is_running() && core.check_process(py).is_ok() && !core.event_loop().is_closed(py) {
+            return Ok(false);
+        }
+        let now = core.now(py)?;
+        core.set_running(true, now);
+        core.event_loop().open(py, &core, event_loop)?;
+        core.pool().open(py, &core)?;
+        core.bus.open(now);
+        Ok(true)
+    }
+
+    /// Whether the bus is started, and in this process, and on a loop that is not closed.
+    #[getter]
+    fn _running(&self, py: Python<'_>) -> PyResult<bool> {
+        let core = self.core()?;
+        Ok(core.is_running() && core.check_process(py).is_ok() && !core.event_loop().is_closed(py))
+    }
+
+    /// The loop on which the bus is started.
+    #[getter]
+    fn _loop(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        Ok(self.core()?.event_loop().home().map(|home| home.event_loop.clone_ref(py)))
+    }
+
+    /// Stops: events are kept from now on, handlers that wait are cancelled. Returns the tasks and
+    /// the threads that end now, and how many handlers were cancelled.
+    fn _halt(slf: &Bound<'_, Self>) -> PyResult<(Py<PyList>, Py<PyList>, usize)> {
+        let py = slf.py();
+        let core = Self::core_of(slf.as_any())?;
+        let own = current::origin().filter(|origin| Arc::ptr_eq(&origin.core, &core)).map(|origin| origin.slot);
+        core.bus.close();
+        let threads = core.pool().close(py)?;
+        let (tasks, interrupted) = core.event_loop().halt(py, own)?;
+        Ok((tasks, threads, interrupted))
+    }
+
+    /// Lets go of the loop after `_halt`.
+    fn _close(&self, py: Python<'_>) -> PyResult<()> {
+        let core = self.core()?;
+        core.event_loop().close();
+        core.set_running(false, core.now(py)?);
+        Ok(())
+    }
+
+    /// Whether this call comes from a handler of this bus.
+    fn _in_handler(slf: &Bound<'_, Self>) -> PyResult<bool> {
+        let core = Self::core_of(slf.as_any())?;
+        Ok(current::origin().is_some_and(|origin| Arc::ptr_eq(&origin.core, &core)))
+    }
+
+    /// A future of the running loop that is done when nothing is queued, running or waiting, but for
+    /// the caller's own lane; None if so now.
+    fn _quiet_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = slf.py();
+        let core = Self::core_of(slf.as_any())?;
+        let excused = Self::own_lane(&core);
+        if core.bus.is_quiet(excused) {
+            return Ok(None);
+        }
+        let (waker, future) = FutureWaker::new(py)?;
+        Ok(core.bus.when_quiet(Waker::Future(waker), excused).is_ok().then_some(future))
+    }
+
+    /// The same for a thread: waits, and says whether all is quiet.
+    #[pyo3(signature = (timeout=None))]
+    fn _wait_quiet(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<bool> {
+        let py = slf.py();
+        let core = Self::core_of(slf.as_any())?;
+        let signal = Arc::new(Signal::default());
+        if core.bus.when_quiet(Waker::Thread(signal.clone()), None).is_err() {
+            return Ok(true);
+        }
+        signal.wait(py, timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))))
+    }
+
+    /// Events that are kept for the start.
+    fn _kept(&self) -> PyResult<usize> {
+        Ok(self.core()?.bus.kept())
+    }
+
+    /// Counts and lanes of one moment, as plain values.
+    fn _report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let core = self.core()?;
+        let now = core.now(py)?;
+        let (counts, lanes) = core.bus.report();
+        let report = PyDict::new(py);
+        let started = if core.is_running() { now.saturating_sub(core.started_at()) } else { 0 };
+        report.set_item("uptime", started as f64 / 1e9)?;
+        report.set_item("keys", core.bus.keys().len())?;
+        report.set_item("evicted", core.bus.keys().evicted())?;
+        report.set_item("kept", core.bus.kept())?;
+        for (name, count) in [
+            ("offered", counts.offered),
+            ("accepted", counts.accepted),
+            ("duplicate", counts.duplicate),
+            ("rejected", counts.rejected),
+            ("waiting", counts.waiting),
+            ("cancelled", counts.cancelled),
+        ] {
+            report.set_item(name, count)?;
+        }
+        let list = PyList::empty(py);
+        for (lane, routed, lane_report) in lanes {
+            list.append(lane_dict(py, &lane, routed, &lane_report, now)?)?;
+        }
+        report.set_item("lanes", list)?;
+        Ok(report)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Some(core) = &self.core else { return Ok(()) };
+        if let Some(clock) = core.clock.injected() {
+            visit.call(clock)?;
+        }
+        // A started bus is a root: its tasks and threads hold it, unseen by the collector. And if
+        // somebody is at the gate, nothing here is garbage.
+        if core.is_running() {
+            return Ok(());
+        }
+        for lane in core.bus.try_lanes().into_iter().flatten() {
+            let handler = &lane.handler;
+            visit.call(&handler.callable)?;
+            visit.call(&handler.filter)?;
+            visit.call(&handler.order_by)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&mut self) {
+        self.core = None;
+    }
+}
+
+impl Bus {
+    fn own_lane(core: &Arc<Core>) -> Option<u64> {
+        current::origin().filter(|origin| Arc::ptr_eq(&origin.core, core)).map(|origin| origin.lane)
+    }
+}
+
+fn lane_dict<'py>(
+    py: Python<'py>,
+    lane: &PyLane,
+    routed: u64,
+    report: &LaneReport,
+    now: u64,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let state = match report.running {
+        _ if report.paused => intern!(py, "paused"),
+        0 if report.depth.iter().all(|depth| *depth == 0) => intern!(py, "idle"),
+        0 => intern!(py, "ready"),
+        _ => intern!(py, "running"),
+    };
+    dict.set_item("id", lane.id)?;
+    dict.set_item("name", &lane.handler.name)?;
+    dict.set_item("passive", lane.options.passive)?;
+    dict.set_item("state", state)?;
+    dict.set_item("depth", report.depth.to_vec())?;
+    dict.set_item("running", report.running)?;
+    dict.set_item("oldest_age", report.oldest.map_or(0.0, |oldest| now.saturating_sub(oldest) as f64 / 1e9))?;
+    dict.set_item("routed", routed)?;
+    dict.set_item("done", report.tally.done)?;
+    dict.set_item("dead", report.tally.dead)?;
+    dict.set_item("dropped", report.tally.dropped)?;
+    dict.set_item("expired", report.tally.expired)?;
+    dict.set_item("filtered", report.tally.filtered)?;
+    dict.set_item("pending", report.depth.iter().sum::<usize>() + report.running)?;
+    dict.set_item("wait", latency(&report.wait))?;
+    dict.set_item("work", latency(&report.work))?;
+    Ok(dict)
+}
+
+fn latency(percentiles: &Percentiles) -> (u64, f64, f64, f64, f64) {
+    let seconds = |nanos: u64| nanos as f64 / 1e9;
+    (
+        percentiles.count,
+        seconds(percentiles.p50),
+        seconds(percentiles.p90),
+        seconds(percentiles.p99),
+        seconds(percentiles.max),
+    )
+}
+
+/// A lane in Python's hands. It keeps neither the bus nor the handler alive.
+#[pyclass(frozen, module = "ironbus._core")]
+pub struct LaneHandle {
+    core: Weak<Core>,
+    lane: Weak<Lane<PyOps>>,
+}
+
+impl LaneHandle {
+    fn both(&self) -> Option<(Arc<Core>, PyLane)> {
+        Some((self.core.upgrade()?, self.lane.upgrade()?))
+    }
+}
+
+#[pymethods]
+impl LaneHandle {
+    /// Begins a subscription of the lane to these topics; returns its number.
+    fn subscribe(&self, py: Python<'_>, topics: Vec<String>) -> PyResult<u64> {
+        let Some((core, lane)) = self.both() else {
+            return Err(PyRuntimeError::new_err("the bus of this subscription is gone"));
+        };
+        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+        Ok(core.bus.subscribe(topics, &lane, core.now(py)?))
+    }
+
+    /// Ends a subscription; with `close`, the lane as well.
+    fn unsubscribe(&self, subscription: u64, close: bool) {
+        if let Some((core, lane)) = self.both() {
+            core.bus.unsubscribe(subscription, &lane, close, monotonic_ns());
+        }
+    }
+
+    /// Stops or resumes the starting of handlers.
+    fn pause(&self, paused: bool) {
+        if let Some((core, lane)) = self.both() {
+            core.bus.pause(&lane, paused);
+        }
+    }
+
+    /// The number of the lane; None when it is gone.
+    #[getter]
+    fn id(&self) -> Option<u64> {
+        self.lane.upgrade().map(|lane| lane.id)
+    }
+
+    /// How many handlers may run at once.
+    #[getter]
+    fn concurrency(&self) -> usize {
+        self.lane.upgrade().map_or(0, |lane| lane.options.concurrency)
+    }
+}
+
+/// The names of the levels, the most urgent first.
+pub const LEVELS: usize = Priority::COUNT;
+
+/// Gives `_core` the two async methods, made from `async def` templates in Python.
+#[pyfunction]
+pub fn async_methods<'py>(
+    py: Python<'py>,
+    publish: Bound<'py, PyAny>,
+    publish_many: Bound<'py, PyAny>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let methods = AsyncMethods::new(py)?;
+    Ok((methods.make(publish, publisher::publish)?, methods.make(publish_many, publisher::publish_many)?))
+}
+
+/// The delivery that this thread's handler is in the middle of, or None.
+#[pyfunction]
+pub fn current_delivery(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    current::event(py).map(|event| event.into_bound(py).getattr(intern!(py, "delivery"))).transpose()
+}
+
+/// Whether `text` is what `pattern` means, by the rules of subscriptions.
+#[pyfunction]
+pub fn topic_matches(pattern: &str, text: &str) -> bool {
+    Topic::new(pattern).matches(text)
+}

@@ -1,0 +1,154 @@
+//! The bus behind the Python object: the engine, the executors and the settings.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use pyo3::prelude::*;
+
+use super::clock::Clock;
+use super::errors::Error;
+use super::event_loop::LoopSeat;
+use super::ops::{PyOps, PySeat};
+use super::pool::Pool;
+use super::process;
+use crate::engine::bus::Bus;
+use crate::engine::idempotency::Idempotency;
+
+/// What one publish in this many does at the latest: give the loop a turn.
+const PUBLISHES_PER_TURN: u32 = 256;
+/// How long publishes and handlers may go on before the loop gets a turn, in nanoseconds.
+pub const TURN: u64 = 500_000;
+
+/// What an `EventBus` was told when it was made.
+pub struct Settings {
+    /// Queued events per subscription and level.
+    pub max_queue_size: usize,
+    /// What happens when a level is full.
+    pub overflow: crate::engine::lane::Overflow,
+    /// Events with equal type and data are duplicates.
+    pub by_content: bool,
+    /// How long a key is remembered, in nanoseconds.
+    pub ttl: u64,
+    /// How many keys are remembered.
+    pub max_keys: usize,
+    /// Handlers run in the context of their publisher.
+    pub publisher_context: bool,
+    /// Threads for sync handlers.
+    pub workers: usize,
+}
+
+/// See the module.
+pub struct Core {
+    /// The engine.
+    pub bus: Bus<PyOps>,
+    /// What it was told.
+    pub settings: Settings,
+    /// The clock of deadlines, ages and latencies.
+    pub clock: Clock,
+    /// Async handlers.
+    pub loop_seat: Arc<PySeat>,
+    /// Sync handlers.
+    pub pool_seat: Arc<PySeat>,
+    running: AtomicBool,
+    /// The process in which the bus was started.
+    generation: AtomicU32,
+    started: AtomicU64,
+    /// Publishes since the loop had its last turn, and when that was.
+    publishes: AtomicU32,
+    last_turn: AtomicU64,
+}
+
+impl Core {
+    /// A bus that is not started. Nothing outside the object changes by this.
+    pub fn new(settings: Settings, clock: Clock) -> Arc<Self> {
+        let keys = Idempotency::new(settings.ttl, settings.max_keys, seed());
+        let bus = Bus::new(settings.max_queue_size, keys);
+        let workers = settings.workers;
+        Arc::new(Self {
+            bus,
+            settings,
+            clock,
+            loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
+            pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
+            running: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            started: AtomicU64::new(0),
+            publishes: AtomicU32::new(0),
+            last_turn: AtomicU64::new(0),
+        })
+    }
+
+    /// The executor of async handlers.
+    pub fn event_loop(&self) -> &Arc<LoopSeat> {
+        match &*self.loop_seat {
+            PySeat::Loop(seat) => seat,
+            _ => unreachable!("made so above"),
+        }
+    }
+
+    /// The executor of sync handlers.
+    pub fn pool(&self) -> &Arc<Pool> {
+        match &*self.pool_seat {
+            PySeat::Pool(pool) => pool,
+            _ => unreachable!("made so above"),
+        }
+    }
+
+    /// Now, on the bus's clock.
+    #[inline]
+    pub fn now(&self, py: Python<'_>) -> PyResult<u64> {
+        self.clock.now(py)
+    }
+
+    /// Whether the bus is started, and in this process.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Says that the bus is started, or is not.
+    pub fn set_running(&self, running: bool, now: u64) {
+        self.generation.store(process::generation(), Ordering::Relaxed);
+        self.started.store(now, Ordering::Relaxed);
+        self.running.store(running, Ordering::Release);
+    }
+
+    /// When it was started.
+    pub fn started_at(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// In a child of the process that started the bus, its threads and its loop do not exist.
+    #[inline]
+    pub fn check_process(&self, py: Python<'_>) -> PyResult<()> {
+        if self.is_running() && self.generation.load(Ordering::Relaxed) != process::generation() {
+            return Err(Error::Forked.new(
+                py,
+                "",
+                "this bus was started by a parent of this process and does not run in this one; call start() here first",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether it is time for a publisher to give the loop a turn.
+    #[inline]
+    pub fn turn_is_due(&self, now: u64) -> bool {
+        let publishes = self.publishes.load(Ordering::Relaxed) + 1;
+        self.publishes.store(publishes, Ordering::Relaxed);
+        publishes >= PUBLISHES_PER_TURN || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
+    }
+
+    /// The loop has had a turn.
+    #[inline]
+    pub fn turn_was_given(&self, now: u64) {
+        self.publishes.store(0, Ordering::Relaxed);
+        self.last_turn.store(now, Ordering::Relaxed);
+    }
+}
+
+/// A random seed of this process, for hash tables.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    static STATE: OnceLock<RandomState> = OnceLock::new();
+    STATE.get_or_init(RandomState::new).hash_one(0u8)
+}

@@ -1,0 +1,191 @@
+//! Where async handlers run: slots on the event loop on which the bus was started.
+//!
+//! A slot is a real `asyncio.Task` around one native coroutine that serves all ready
+//! lanes of the loop, round-robin, within one time budget per loop turn. A handler that
+//! ends without suspending costs no task and no turn; one that suspends keeps its slot,
+//! and another slot goes on. At most one slot serves at a time; the ring's `armed` flag
+//! says that none does and that the next push must wake one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use super::core::Core;
+use super::native;
+use super::ops::{PyLane, report_unless_closed, resolve};
+use super::run::Job;
+use super::slot::Slot;
+use crate::engine::ring::Ring;
+use crate::engine::sync::lock;
+
+/// Something for a slot to do.
+pub enum Work {
+    /// The lane has events.
+    Lane(PyLane),
+    /// A sync handler returned an awaitable, which is run here.
+    Adopted(Box<Job>),
+}
+
+/// Async lanes, and the loop that serves them while the bus is started.
+#[derive(Default)]
+pub struct LoopSeat {
+    /// What is ready.
+    pub ring: Ring<Work>,
+    home: Mutex<Option<Arc<Home>>>,
+}
+
+/// The loop of one start.
+pub struct Home {
+    /// The bus; a started bus is a root.
+    pub core: Arc<Core>,
+    /// The loop.
+    pub event_loop: Py<PyAny>,
+    /// What handlers run in a copy of.
+    pub context: Py<PyAny>,
+    /// No more work is begun.
+    pub stopping: AtomicBool,
+    /// Slots that sleep, each with the future that wakes it.
+    pub idle: Mutex<Vec<(Py<Slot>, Py<PyAny>)>>,
+    /// Slots whose handler waits.
+    pub suspended: Mutex<HashMap<u64, Py<Slot>>>,
+    /// The tasks of all slots, by slot number.
+    pub tasks: Mutex<HashMap<u64, Py<PyAny>>>,
+    thread: ThreadId,
+    slots: AtomicU64,
+}
+
+impl LoopSeat {
+    /// Puts the lane in the ring, and wakes a slot if none is awake.
+    pub fn schedule(self: &Arc<Self>, lane: PyLane) {
+        self.push(Work::Lane(lane));
+    }
+
+    /// Runs the rest of a sync handler's work on the loop.
+    pub fn adopt(self: &Arc<Self>, job: Box<Job>) {
+        self.push(Work::Adopted(job));
+    }
+
+    fn push(self: &Arc<Self>, work: Work) {
+        if self.ring.push(work) {
+            Python::attach(|py| self.wake(py));
+        }
+    }
+
+    fn wake(self: &Arc<Self>, py: Python<'_>) {
+        let Some(home) = self.home() else { return };
+        let woken = if home.thread == thread::current().id() {
+            home.rouse(py)
+        } else {
+            let call = intern!(py, "call_soon_threadsafe");
+            Py::new(py, Rouser(home.clone()))
+                .and_then(|rouser| home.event_loop.bind(py).call_method1(call, (rouser,)).map(drop))
+        };
+        if let Err(error) = woken {
+            // The ring stays as it is; the next start looks at it.
+            report_unless_closed(py, home.event_loop.bind(py), &error);
+        }
+    }
+
+    /// The loop's side, while the bus is started.
+    pub fn home(&self) -> Option<Arc<Home>> {
+        lock(&self.home).clone()
+    }
+
+    /// Whether this thread is the one whose loop serves the lanes.
+    pub fn is_home(&self) -> bool {
+        lock(&self.home).as_ref().is_some_and(|home| home.thread == thread::current().id())
+    }
+
+    /// Whether the loop on which the bus was started is closed.
+    pub fn is_closed(&self, py: Python<'_>) -> bool {
+        let Some(home) = self.home() else { return false };
+        let closed = home.event_loop.bind(py).call_method0(intern!(py, "is_closed"));
+        closed.and_then(|closed| closed.is_truthy()).unwrap_or(true)
+    }
+
+    /// Begins to serve lanes on the loop, which runs in this thread.
+    pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>, event_loop: Bound<'_, PyAny>) -> PyResult<()> {
+        let home = Arc::new(Home {
+            core: core.clone(),
+            event_loop: event_loop.unbind(),
+            context: native::copy_context(py, None)?.unbind(),
+            stopping: AtomicBool::new(false),
+            idle: Mutex::default(),
+            suspended: Mutex::default(),
+            tasks: Mutex::default(),
+            thread: thread::current().id(),
+            slots: AtomicU64::new(0),
+        });
+        let previous = lock(&self.home).replace(home.clone());
+        drop(previous);
+        if self.ring.arm() { Ok(()) } else { home.rouse(py) }
+    }
+
+    /// Begins no more work. Handlers that wait are cancelled, but for the caller's own; their
+    /// events go back. Returns the tasks that will end then, and how many handlers were cancelled.
+    pub fn halt(&self, py: Python<'_>, own: Option<u64>) -> PyResult<(Py<PyList>, usize)> {
+        let tasks = PyList::empty(py);
+        let Some(home) = self.home() else { return Ok((tasks.unbind(), 0)) };
+        home.stopping.store(true, Ordering::Relaxed);
+        let _ = self.ring.disarm();
+        let idle = std::mem::take(&mut *lock(&home.idle));
+        for (_, future) in idle {
+            resolve(future.bind(py))?;
+        }
+        let suspended: Vec<_> = {
+            let suspended = lock(&home.suspended);
+            suspended.iter().filter(|(id, _)| Some(**id) != own).map(|(_, slot)| slot.clone_ref(py)).collect()
+        };
+        for slot in &suspended {
+            slot.get().recall(py)?;
+        }
+        let all: Vec<_> = {
+            let tasks = lock(&home.tasks);
+            tasks.iter().filter(|(id, _)| Some(**id) != own).map(|(_, task)| task.clone_ref(py)).collect()
+        };
+        for task in all {
+            tasks.append(task)?;
+        }
+        Ok((tasks.unbind(), suspended.len()))
+    }
+
+    /// Lets go of the loop.
+    pub fn close(&self) {
+        let home = lock(&self.home).take();
+        drop(home);
+    }
+}
+
+impl Home {
+    /// Wakes a slot that sleeps, or makes one. On the loop's thread.
+    pub fn rouse(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        loop {
+            let Some((slot, future)) = lock(&self.idle).pop() else { break };
+            drop(slot);
+            let future = future.bind(py);
+            // A sleeper that was cancelled from outside ends instead of waking.
+            if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+                future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+                return Ok(());
+            }
+        }
+        let id = self.slots.fetch_add(1, Ordering::Relaxed) + 1;
+        Slot::spawn(py, self.clone(), id)
+    }
+}
+
+/// What another thread asks the loop to call.
+#[pyclass(frozen)]
+struct Rouser(Arc<Home>);
+
+#[pymethods]
+impl Rouser {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        self.0.rouse(py)
+    }
+}

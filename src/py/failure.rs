@@ -1,0 +1,53 @@
+//! What a handler's failure is to the bus: its kind, and the line in the log.
+
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use super::ops::PyLane;
+use crate::engine::lane::Entry;
+
+/// What an exception out of a handler means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The handler failed.
+    Failed,
+    /// The handler, or its task, was cancelled.
+    Cancelled,
+    /// The program is being ended; the event is not at fault.
+    Ending,
+}
+
+/// Tells the kinds apart.
+pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
+    static CANCELLED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if error.is_instance_of::<PyKeyboardInterrupt>(py) || error.is_instance_of::<PySystemExit>(py) {
+        return Kind::Ending;
+    }
+    match CANCELLED.import(py, "asyncio", "CancelledError") {
+        Ok(cancelled) if error.is_instance(py, cancelled) => Kind::Cancelled,
+        _ => Kind::Failed,
+    }
+}
+
+/// Says in the log that a handler failed for good: where and how, never with which words, for
+/// an exception's message may hold what the event held.
+pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
+    static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let logged = LOG.import(py, "ironbus._log", "handler_failed").and_then(|log| {
+        let name = &lane.handler.name;
+        let event_type = &entry.event.payload.type_;
+        log.call1((name, event_type, entry.sequence, entry.attempt, error.value(py)))
+    });
+    if let Err(error) = logged {
+        error.write_unraisable(py, None);
+    }
+}
+
+/// The error of a handler that took longer than its limit.
+pub fn timed_out(py: Python<'_>, seconds: f64) -> PyErr {
+    let text = intern!(py, "the handler exceeded its timeout").to_string();
+    pyo3::exceptions::PyTimeoutError::new_err(format!("{text} of {seconds} s"))
+}

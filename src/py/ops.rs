@@ -1,0 +1,202 @@
+//! The binding's side of the engine's type parameters: what it carries, whom it wakes
+//! and where lanes are run.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::event_loop::LoopSeat;
+use super::pool::Pool;
+use super::record::Record;
+use super::stream::StreamSeat;
+use crate::engine::lane::Lane;
+use crate::engine::ops::{Ops, Seat, Wake};
+use crate::engine::settlement::Envelope;
+use crate::engine::sync::lock;
+
+/// Python, as the engine's outside world.
+pub struct PyOps;
+
+impl Ops for PyOps {
+    type Payload = Record;
+    type Handler = Handler;
+    type Failure = PyErr;
+    type Waker = Waker;
+    type Seat = PySeat;
+}
+
+/// An event under way.
+pub type Event = Arc<Envelope<PyOps>>;
+/// The queue of a subscription.
+pub type PyLane = Arc<Lane<PyOps>>;
+
+/// What runs a lane's events needs to know.
+pub struct Handler {
+    /// Called with each event.
+    pub callable: Py<PyAny>,
+    /// Asked first whether the event is wanted.
+    pub filter: Option<Py<PyAny>>,
+    /// Gives what events are ordered by.
+    pub order_by: Option<Py<PyAny>>,
+    /// How long one run may take, in nanoseconds.
+    pub timeout: Option<u64>,
+    /// Runs in the publisher's context instead of a fresh one.
+    pub publisher_context: bool,
+    /// The subscription's name.
+    pub name: Py<pyo3::types::PyString>,
+}
+
+/// Where a lane is run.
+pub enum PySeat {
+    /// On the bus's event loop.
+    Loop(Arc<LoopSeat>),
+    /// On the bus's threads.
+    Pool(Arc<Pool>),
+    /// By whoever iterates.
+    Stream(Arc<StreamSeat>),
+}
+
+impl Seat<PyOps> for PySeat {
+    fn schedule(&self, lane: PyLane) {
+        match self {
+            Self::Loop(seat) => seat.schedule(lane),
+            Self::Pool(pool) => pool.schedule(lane),
+            Self::Stream(stream) => stream.notify(),
+        }
+    }
+}
+
+/// Whom to tell that a wait is over.
+pub enum Waker {
+    /// A future of an event loop.
+    Future(FutureWaker),
+    /// A thread.
+    Thread(Arc<Signal>),
+}
+
+impl Wake for Waker {
+    fn wake(self) {
+        match self {
+            Self::Future(waker) => waker.wake(),
+            Self::Thread(signal) => signal.set(),
+        }
+    }
+}
+
+/// A future of the event loop that runs in the thread which made it.
+pub struct FutureWaker {
+    event_loop: Py<PyAny>,
+    future: Py<PyAny>,
+    thread: ThreadId,
+}
+
+impl FutureWaker {
+    /// A new future of the running loop, and its waker.
+    pub fn new<'py>(py: Python<'py>) -> PyResult<(Self, Bound<'py, PyAny>)> {
+        let event_loop = running_loop(py)?;
+        let future = event_loop.call_method0(intern!(py, "create_future"))?;
+        let waker = Self {
+            event_loop: event_loop.unbind(),
+            future: future.clone().unbind(),
+            thread: thread::current().id(),
+        };
+        Ok((waker, future))
+    }
+
+    fn wake(self) {
+        Python::attach(|py| {
+            let told = if self.thread == thread::current().id() {
+                resolve(self.future.bind(py))
+            } else {
+                resolver(py).and_then(|resolver| {
+                    let call = intern!(py, "call_soon_threadsafe");
+                    self.event_loop.bind(py).call_method1(call, (resolver, &self.future)).map(drop)
+                })
+            };
+            if let Err(error) = told {
+                report_unless_closed(py, self.event_loop.bind(py), &error);
+            }
+        });
+    }
+}
+
+/// A loop that is closed has nobody left to tell; any other failure to tell is said.
+pub fn report_unless_closed(py: Python<'_>, event_loop: &Bound<'_, PyAny>, error: &PyErr) {
+    let closed = event_loop.call_method0(intern!(py, "is_closed")).and_then(|closed| closed.is_truthy());
+    if !closed.unwrap_or(false) {
+        error.clone_ref(py).write_unraisable(py, Some(event_loop));
+    }
+}
+
+/// Ends a future that may have been cancelled meanwhile.
+#[pyfunction]
+pub fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = future.py();
+    if !future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        future.call_method1(intern!(py, "set_result"), (py.None(),))?;
+    }
+    Ok(())
+}
+
+fn resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let resolve = RESOLVE.get_or_try_init(py, || wrap_pyfunction!(resolve, py).map(|f| f.into_any().unbind()))?;
+    Ok(resolve.bind(py))
+}
+
+/// The running loop of this thread; an error if there is none.
+pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    GET.import(py, "asyncio", "get_running_loop")?.call0()
+}
+
+/// Whether this thread runs an event loop right now.
+pub fn in_running_loop(py: Python<'_>) -> PyResult<bool> {
+    static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    Ok(!GET.import(py, "asyncio", "_get_running_loop")?.call0()?.is_none())
+}
+
+/// Marks a future as waited for, as `await` would, before it is handed up to the task.
+pub fn block_on(future: &Bound<'_, PyAny>) -> PyResult<()> {
+    future.setattr(intern!(future.py(), "_asyncio_future_blocking"), true)
+}
+
+/// A flag that a thread waits for.
+#[derive(Default)]
+pub struct Signal {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    /// Raises the flag.
+    pub fn set(&self) {
+        *lock(&self.set) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits, detached, until the flag is up or `limit` is over; interruptible by Python signals.
+    /// Whether the flag is up.
+    pub fn wait(&self, py: Python<'_>, limit: Option<Duration>) -> PyResult<bool> {
+        // Long enough to cost nothing, short enough for Ctrl-C.
+        const SLICE: Duration = Duration::from_millis(50);
+        let started = std::time::Instant::now();
+        loop {
+            let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
+            let slice = left.map_or(SLICE, |left| left.min(SLICE));
+            let up = py.detach(|| {
+                let set = lock(&self.set);
+                let waited = self.changed.wait_timeout_while(set, slice, |set| !*set);
+                *waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+            });
+            if up || left == Some(Duration::ZERO) {
+                return Ok(up);
+            }
+            py.check_signals()?;
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Where sync handlers run: a bounded number of threads that are hired when there is
+//! work and nobody is idle, and go when there has been none for a while.
+//!
+//! A worker stays attached to the interpreter from event to event and detaches only to
+//! wait, and every 500 µs, so that the event loop's wake-ups stay within a millisecond.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList};
+
+use super::clock::monotonic_ns;
+use super::core::{Core, TURN};
+use super::native;
+use super::ops::PyLane;
+use super::run::{self, Progress};
+use crate::engine::bus::Next;
+use crate::engine::sync::lock;
+
+/// How long a thread without work stays.
+const IDLE: Duration = Duration::from_secs(10);
+/// Threads beyond the limit that stand in for ones that wait for the bus.
+const STAND_INS: usize = 64;
+
+/// See the module.
+pub struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+    workers: usize,
+    /// Threads that wait, inside a handler, for the bus: others stand in for them.
+    waiting: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<PyLane>,
+    crew: Option<Arc<Crew>>,
+    idle: usize,
+    threads: usize,
+    hired: u64,
+}
+
+/// The threads of one start.
+pub struct Crew {
+    core: Arc<Core>,
+    context: Py<PyAny>,
+    threads: Mutex<HashMap<u64, Py<PyAny>>>,
+}
+
+impl Pool {
+    /// A pool of at most so many threads; it has none yet.
+    pub fn new(workers: usize) -> Self {
+        Self { state: Mutex::default(), work: Condvar::new(), workers, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Puts the lane in line, and sees to it that there is a thread for it.
+    pub fn schedule(self: &Arc<Self>, lane: PyLane) {
+        let hire = {
+            let mut state = lock(&self.state);
+            state.ready.push_back(lane);
+            self.staff(&mut state)
+        };
+        if let Some((crew, id)) = hire {
+            self.hire(crew, id);
+        }
+    }
+
+    /// Wakes an idle thread for the work that was just put in line, or makes place for a new one.
+    fn staff(&self, state: &mut State) -> Option<(Arc<Crew>, u64)> {
+        let crew = state.crew.clone()?;
+        if state.idle > 0 {
+            self.work.notify_one();
+            return None;
+        }
+        let stand_ins = self.waiting.load(Ordering::Relaxed).min(STAND_INS);
+        if state.threads >= self.workers + stand_ins {
+            return None;
+        }
+        state.threads += 1;
+        state.hired += 1;
+        Some((crew, state.hired))
+    }
+
+    fn hire(self: &Arc<Self>, crew: Arc<Crew>, id: u64) {
+        static THREAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        Python::attach(|py| {
+            let started = (|| {
+                let worker = Bound::new(py, Worker { pool: self.clone(), crew: crew.clone(), id })?;
+                let options = PyDict::new(py);
+                options.set_item("target", worker)?;
+                options.set_item("name", format!("ironbus-worker-{id}"))?;
+                options.set_item("daemon", true)?;
+                let thread = THREAD.import(py, "threading", "Thread")?.call((), Some(&options))?;
+                lock(&crew.threads).insert(id, thread.clone().unbind());
+                thread.call_method0("start").map(drop)
+            })();
+            if let Err(error) = started {
+                // Its lane stays in line for the threads that there are, or for the next one hired.
+                self.gone(&crew, id);
+                error.write_unraisable(py, None);
+            }
+        });
+    }
+
+    fn gone(&self, crew: &Crew, id: u64) {
+        lock(&self.state).threads -= 1;
+        let thread = lock(&crew.threads).remove(&id);
+        drop(thread);
+    }
+
+    /// Begins to serve.
+    pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
+        let context = native::copy_context(py, None)?.unbind();
+        let crew = Arc::new(Crew { core: core.clone(), context, threads: Mutex::default() });
+        let hire = {
+            let mut state = lock(&self.state);
+            state.crew = Some(crew);
+            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+        };
+        if let Some((crew, id)) = hire {
+            self.hire(crew, id);
+        }
+        Ok(())
+    }
+
+    /// Begins no more work. The threads end after the handler that each is in; they are returned.
+    pub fn close(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
+        let crew = {
+            let mut state = lock(&self.state);
+            let crew = state.crew.take();
+            self.work.notify_all();
+            crew
+        };
+        let threads = PyList::empty(py);
+        if let Some(crew) = crew {
+            let all: Vec<_> = lock(&crew.threads).values().map(|thread| thread.clone_ref(py)).collect();
+            for thread in all {
+                threads.append(thread)?;
+            }
+        }
+        Ok(threads.unbind())
+    }
+
+    /// Runs `wait`, in which this thread's handler waits for the bus, while another stands in.
+    pub fn while_waiting<R>(self: &Arc<Self>, wait: impl FnOnce() -> R) -> R {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let hire = {
+            let mut state = lock(&self.state);
+            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+        };
+        if let Some((crew, id)) = hire {
+            self.hire(crew, id);
+        }
+        let result = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    /// The next lane for a worker; none when it should go.
+    fn take(&self, py: Python<'_>, crew: &Arc<Crew>) -> Option<PyLane> {
+        let next = |state: &mut State| match &state.crew {
+            Some(current) if Arc::ptr_eq(current, crew) => Some(state.ready.pop_front()),
+            _ => None,
+        };
+        // Attached, if there is something at once.
+        match next(&mut lock(&self.state)) {
+            Some(Some(lane)) => return Some(lane),
+            Some(None) => {}
+            None => return None,
+        }
+        py.detach(|| {
+            let until = Instant::now() + IDLE;
+            let mut state = lock(&self.state);
+            state.idle += 1;
+            let lane = loop {
+                match next(&mut state) {
+                    Some(Some(lane)) => break Some(lane),
+                    None => break None,
+                    Some(None) => {}
+                }
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break None;
+                }
+                let waited = self.work.wait_timeout(state, left);
+                state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            };
+            state.idle -= 1;
+            lane
+        })
+    }
+
+    /// Whether other lanes wait for a thread.
+    fn is_busy(&self) -> bool {
+        !lock(&self.state).ready.is_empty()
+    }
+}
+
+/// A thread's work.
+#[pyclass(frozen)]
+struct Worker {
+    pool: Arc<Pool>,
+    crew: Arc<Crew>,
+    id: u64,
+}
+
+#[pymethods]
+impl Worker {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let result = self.work(py);
+        self.pool.gone(&self.crew, self.id);
+        result
+    }
+}
+
+impl Worker {
+    fn work(&self, py: Python<'_>) -> PyResult<()> {
+        let core = &self.crew.core;
+        let mut attached = monotonic_ns();
+        while let Some(lane) = self.pool.take(py, &self.crew) {
+            let mut now = core.now(py)?;
+            let quantum = monotonic_ns() + TURN;
+            let mut next = core.bus.take(&lane, now);
+            while let Some(Next { entry, token_wanted }) = next {
+                if token_wanted {
+                    next = run::with_token(py, core, &lane, entry, now);
+                    continue;
+                }
+                let started = now;
+                match run::begin(py, core, &lane, entry, 0, now, &self.crew.context, false) {
+                    Progress::Ended(entry, end) => {
+                        let at = monotonic_ns();
+                        if at - attached > TURN {
+                            // Somebody else's turn. Yielding makes sure that he gets it.
+                            py.detach(std::thread::yield_now);
+                            attached = monotonic_ns();
+                        }
+                        now = core.now(py)?;
+                        let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
+                        let work = Some(now.saturating_sub(started));
+                        next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {
+                            Ok(next) => next,
+                            Err(ending) => {
+                                // It would be raised again and again: the subscription is held.
+                                core.bus.pause(&lane, true);
+                                return Err(ending);
+                            }
+                        };
+                    }
+                    Progress::Awaitable(job) => {
+                        core.event_loop().adopt(job);
+                        next = None;
+                    }
+                    Progress::Suspended(..) => unreachable!("threads do not step"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_wanted(&self) -> bool {
+        lock(&self.pool.state).crew.as_ref().is_some_and(|crew| Arc::ptr_eq(crew, &self.crew))
+    }
+}

@@ -1,0 +1,257 @@
+//! From what a caller passes to an event before the gate: validated as a whole, or
+//! refused with the path of the field and no trace left.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyInt, PyMapping, PyString};
+
+use super::core::Core;
+use super::current::Origin;
+use super::errors::Error;
+use super::event::{Event as PyEvent, record_of};
+use super::identity::Identity;
+use super::native;
+use super::ops::{Event, PyOps};
+use super::record::{Extras, Record, Stamp};
+use super::walk;
+use crate::engine::digest::Digest;
+use crate::engine::gate::Offer;
+use crate::engine::priority::Priority;
+use crate::engine::router::Route;
+use crate::engine::settlement::Envelope;
+
+/// What may be given beside type and data.
+#[derive(Default)]
+pub struct Options {
+    /// See `EventBus.publish`.
+    pub priority: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub key: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub idempotency_key: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub headers: Option<Py<PyAny>>,
+}
+
+impl Options {
+    /// The place of a keyword, if there is such a one.
+    pub fn slot(&mut self, name: &str) -> Option<&mut Option<Py<PyAny>>> {
+        match name {
+            "priority" => Some(&mut self.priority),
+            "key" => Some(&mut self.key),
+            "idempotency_key" => Some(&mut self.idempotency_key),
+            "headers" => Some(&mut self.headers),
+            _ => None,
+        }
+    }
+}
+
+/// A valid event, ready for the gate.
+pub struct Prepared {
+    /// The event.
+    pub event: Event,
+    /// The lanes of its type, as of now.
+    pub route: Arc<Route<PyOps>>,
+    /// Its level.
+    pub level: Priority,
+    /// What it is ordered by.
+    pub token: u64,
+    /// Its idempotency key.
+    pub key: Option<Digest>,
+}
+
+impl Prepared {
+    /// What the gate wants to know. The event's type is text: it was checked.
+    #[inline]
+    pub fn offer<'a>(&'a self, py: Python<'a>, origin: Option<u64>) -> PyResult<Offer<'a, PyOps>> {
+        Ok(Offer {
+            event_type: self.event.payload.type_.bind(py).to_str()?,
+            level: self.level,
+            token: self.token,
+            event: &self.event,
+            origin,
+        })
+    }
+
+    /// The event was not accepted: nobody waits for it, and its cause does not either.
+    pub fn discard(&self) {
+        crate::engine::ops::wake_all(self.event.routed(0));
+    }
+}
+
+/// Validates an event, or a type and its data.
+#[inline]
+pub fn prepare(
+    py: Python<'_>,
+    core: &Core,
+    event: &Bound<'_, PyAny>,
+    data: Option<&Bound<'_, PyAny>>,
+    options: Option<&Options>,
+    origin: Option<&Origin>,
+    wall: f64,
+) -> PyResult<Prepared> {
+    let result = prepare_parts(py, core, event, data, options, origin, wall);
+    if result.is_err() {
+        core.bus.count_rejected();
+    }
+    result
+}
+
+#[inline]
+fn prepare_parts(
+    py: Python<'_>,
+    core: &Core,
+    event: &Bound<'_, PyAny>,
+    data: Option<&Bound<'_, PyAny>>,
+    options: Option<&Options>,
+    origin: Option<&Origin>,
+    wall: f64,
+) -> PyResult<Prepared> {
+    let (type_, data, timestamp, identity, source, template) = if let Ok(type_) = event.cast::<PyString>() {
+        let data = match data {
+            Some(data) if data.is_truthy()? => data.clone().unbind(),
+            _ => PyDict::new(py).into_any().unbind(),
+        };
+        (type_.clone().unbind(), data, Stamp::Seconds(wall), Identity::next(), None, None)
+    } else if event.is_instance_of::<PyEvent>() {
+        let published = record_of(event)?;
+        let type_ = published.type_.bind(py).cast::<PyString>().map_err(|_| not_a_type(py))?.clone().unbind();
+        (type_, published.data, published.timestamp, published.identity, published.source, published.template)
+    } else {
+        return Err(Error::InvalidType.new(
+            py,
+            "event",
+            format!(
+                "event must be a type (a string) or an ironbus.Event, not {}",
+                event.get_type().name()?.to_string_lossy()
+            ),
+        ));
+    };
+    let route = route(py, core, type_.bind(py))?;
+    let mut extras = Extras::default();
+    let mut any = false;
+    let mut level = Priority::Normal;
+    let mut token = 0;
+    let mut key = None;
+    if let Some(options) = options {
+        if let Some(priority) = &options.priority {
+            level = priority_of(priority.bind(py))?;
+        }
+        if let Some(given) = &options.key {
+            let text = text_of(given.bind(py), "key")?;
+            token = text.hash()? as u64;
+            extras.key = Some(text.unbind());
+            any = true;
+        }
+        if let Some(given) = &options.idempotency_key {
+            let text = text_of(given.bind(py), "idempotency_key")?;
+            key = Some(Digest::of_parts(&[b"key:", text.to_str()?.as_bytes()]));
+            extras.idempotency_key = Some(text.unbind());
+            any = true;
+        }
+        if let Some(headers) = &options.headers {
+            extras.headers = Some(headers_of(headers.bind(py))?);
+            any = true;
+        }
+    }
+    if core.settings.by_content && key.is_none() {
+        key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
+    }
+    if core.settings.publisher_context {
+        extras.context = Some(native::copy_context(py, None)?.unbind());
+        any = true;
+    }
+    let mut cause = None;
+    if let Some(origin) = origin {
+        let parent = &origin.cause.payload;
+        let first = parent.extras.as_ref().and_then(|extras| extras.correlation.as_ref());
+        extras.correlation = Some(first.unwrap_or(&parent.identity).clone_ref(py));
+        extras.causation = Some(parent.identity.clone_ref(py));
+        any = true;
+        cause = Some(&*origin.cause);
+    }
+    let record = Record {
+        type_,
+        data,
+        timestamp,
+        identity,
+        source,
+        template,
+        extras: any.then(|| Arc::new(extras)),
+        priority: level as u8,
+    };
+    Ok(Prepared { event: Arc::new(Envelope::new(record, cause)), route, level, token, key })
+}
+
+/// The lanes of a type. A type that is remembered was checked when it came for the first time.
+#[inline]
+fn route(py: Python<'_>, core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Arc<Route<PyOps>>> {
+    let text = type_.to_str().map_err(|_| not_a_type(py))?;
+    if let Some(route) = core.bus.remembered_route(text) {
+        return Ok(route);
+    }
+    if !is_printable(type_)? {
+        return Err(not_a_type(py));
+    }
+    Ok(core.bus.route(text))
+}
+
+/// Not empty, and nothing in it that a log line could not show.
+pub fn is_printable(text: &Bound<'_, PyString>) -> PyResult<bool> {
+    Ok(!text.is_empty()? && text.call_method0("isprintable")?.is_truthy()?)
+}
+
+fn not_a_type(py: Python<'_>) -> PyErr {
+    Error::InvalidType.new(
+        py,
+        "type",
+        "type must be a printable, non-empty string, for example \"order.paid\"",
+    )
+}
+
+/// One of the four levels, as a member of `EventPriority` or its number.
+pub fn priority_of(given: &Bound<'_, PyAny>) -> PyResult<Priority> {
+    let number = match given.cast::<PyInt>() {
+        Ok(number) if !given.is_instance_of::<PyBool>() => number.extract::<u8>().ok(),
+        _ => None,
+    };
+    number.and_then(|number| Priority::try_from(number).ok()).ok_or_else(|| {
+        Error::InvalidPriority.new(
+            given.py(),
+            "priority",
+            "priority must be EventPriority.CRITICAL, HIGH, NORMAL or LOW (0 to 3)",
+        )
+    })
+}
+
+fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, PyString>> {
+    let text = given.cast::<PyString>().ok().filter(|text| text.to_str().is_ok_and(|text| !text.is_empty()));
+    text.cloned().ok_or_else(|| {
+        let text = format!("{field} must be a non-empty string; turn other values into one, for example with str()");
+        Error::InvalidKey.new(given.py(), field, text)
+    })
+}
+
+/// A private, read-only copy.
+fn headers_of(given: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+    static PROXY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = given.py();
+    let wrong = |path: &str| {
+        Error::InvalidHeaders.new(py, path, format!("{path}: headers must map non-empty strings to strings"))
+    };
+    let mapping = given.cast::<PyMapping>().map_err(|_| wrong("headers"))?;
+    let copy = PyDict::new(py);
+    for item in mapping.items()?.iter() {
+        let (name, value): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+        let name = name.cast::<PyString>().map_err(|_| wrong("headers"))?;
+        if name.is_empty()? {
+            return Err(wrong("headers"));
+        }
+        let path = || format!("headers[{:?}]", name.to_string_lossy());
+        let value = value.cast::<PyString>().map_err(|_| wrong(&path()))?;
+        copy.set_item(name, value)?;
+    }
+    Ok(PROXY.import(py, "types", "MappingProxyType")?.call1((copy,))?.unbind())
+}

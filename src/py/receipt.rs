@@ -1,0 +1,288 @@
+//! What a publisher gets: the number of its event, and the way to learn what becomes of it.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList};
+
+use super::core::Core;
+use super::current;
+use super::errors::Error;
+use super::ops::{Event, FutureWaker, PyLane, PyOps, Signal, Waker};
+use super::prepare::Prepared;
+use crate::engine::gate::WaitId;
+use crate::engine::router::Route;
+use crate::engine::settlement::Outcome;
+
+/// The bus's answer to a publish.
+///
+/// Immutable, and safe to use from any thread. It keeps the event's payload alive.
+#[pyclass(frozen, module = "ironbus", freelist = 256)]
+pub struct Receipt {
+    core: Weak<Core>,
+    event: Event,
+    /// None while the event is kept for the start: its lanes are not known yet.
+    route: Option<Arc<Route<PyOps>>>,
+    sequence: u64,
+}
+
+impl Receipt {
+    /// For an event that was accepted under a number.
+    #[inline]
+    pub fn accepted(core: &Arc<Core>, prepared: Prepared, sequence: u64, held: bool) -> Self {
+        let route = (!held).then_some(prepared.route);
+        Self { core: Arc::downgrade(core), event: prepared.event, route, sequence }
+    }
+
+    /// For an event that was accepted before.
+    pub fn duplicate(core: &Arc<Core>, prepared: Prepared) -> Self {
+        prepared.discard();
+        Self { core: Arc::downgrade(core), event: prepared.event, route: None, sequence: 0 }
+    }
+
+    fn is_over(&self, cascade: bool) -> bool {
+        self.sequence == 0
+            || (self.event.settled() && (!cascade || self.event.tree().is_none_or(|tree| tree.settled())))
+    }
+
+    fn register(&self, cascade: bool, waker: Waker) -> Result<(), Waker> {
+        if self.sequence == 0 {
+            return Err(waker);
+        }
+        match self.event.tree().filter(|_| cascade) {
+            Some(tree) => tree.wait(waker),
+            None => self.event.wait(waker),
+        }
+    }
+
+    fn lanes(&self) -> Vec<PyLane> {
+        let route = self.route.clone().or_else(|| self.event.route());
+        route.map_or_else(Vec::new, |route| {
+            route.lanes.iter().filter(|lane| !lane.options.passive).cloned().collect()
+        })
+    }
+}
+
+#[pymethods]
+impl Receipt {
+    /// The id of the event, a UUID string unless the publisher set another.
+    #[getter]
+    fn event_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
+        self.event.payload.identity.to_object(py)
+    }
+
+    /// The number of the event on its bus, rising by one; None for a duplicate.
+    #[getter]
+    fn sequence(&self) -> Option<u64> {
+        (self.sequence != 0).then_some(self.sequence)
+    }
+
+    /// An event with this idempotency key was accepted before; this one was not.
+    #[getter]
+    fn duplicate(&self) -> bool {
+        self.sequence == 0
+    }
+
+    /// What the acceptance survives: "memory" is lost with the process.
+    #[getter]
+    fn durability<'py>(&self, py: Python<'py>) -> &Bound<'py, pyo3::types::PyString> {
+        intern!(py, "memory")
+    }
+
+    /// Waits until every subscription has its outcome; with `cascade`, also every event that
+    /// handlers published because of this one. Does not raise for failed handlers: see
+    /// ``Settlement.raise_for_failures``. Call it from any event loop.
+    #[pyo3(signature = (*, cascade=false))]
+    fn settled<'py>(slf: &Bound<'py, Self>, cascade: bool) -> PyResult<Bound<'py, PyAny>> {
+        static SETTLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        SETTLED.import(slf.py(), "ironbus._waiting", "settled")?.call1((slf, cascade))
+    }
+
+    /// The same as :meth:`settled` for threads; raises :class:`ironbus.errors.Unsettled` after
+    /// `timeout` seconds. Not for use on a thread that runs an event loop.
+    #[pyo3(signature = (timeout=None, *, cascade=false))]
+    fn wait<'py>(slf: &Bound<'py, Self>, timeout: Option<f64>, cascade: bool) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let limit = match timeout {
+            None => None,
+            Some(timeout) if timeout >= 0.0 => Some(Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX)),
+            Some(_) => return Err(Error::InvalidOption.new(py, "timeout", "timeout must be None or seconds, not negative")),
+        };
+        if super::ops::in_running_loop(py)? && !this.is_over(cascade) {
+            return Err(Error::WouldDeadlock.new(
+                py,
+                "",
+                "wait() would block the event loop of this thread; use await receipt.settled()",
+            ));
+        }
+        let guard = this.guard(py)?;
+        let started = std::time::Instant::now();
+        while !this.is_over(cascade) {
+            let signal = Arc::new(Signal::default());
+            if this.register(cascade, Waker::Thread(signal.clone())).is_err() {
+                continue;
+            }
+            let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
+            let woken = match &guard {
+                // A handler on a worker thread: another worker stands in meanwhile.
+                Some(guard) => guard.core.pool().while_waiting(|| signal.wait(py, left))?,
+                None => signal.wait(py, left)?,
+            };
+            if !woken && !this.is_over(cascade) {
+                return Err(Error::Unsettled.new(
+                    py,
+                    "timeout",
+                    "the event is not settled yet; it goes on, and wait() or settled() may be called again",
+                ));
+            }
+        }
+        drop(guard);
+        Self::settlement(slf)
+    }
+
+    /// A future of the running loop that is done when it is worth looking again; None if it is over.
+    fn _settlement_future<'py>(&self, py: Python<'py>, cascade: bool) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if self.is_over(cascade) {
+            return Ok(None);
+        }
+        let (waker, future) = FutureWaker::new(py)?;
+        Ok(self.register(cascade, Waker::Future(waker)).is_ok().then_some(future))
+    }
+
+    fn _is_over(&self, cascade: bool) -> bool {
+        self.is_over(cascade)
+    }
+
+    /// Registers that the handler in this thread waits; raises if that closes a cycle of waits.
+    fn _guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
+        self.guard(py)
+    }
+
+    /// What is known now, by subscription.
+    #[pyo3(name = "_settlement")]
+    fn settlement<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        static SETTLEMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let (py, this) = (slf.py(), slf.get());
+        let outcomes = PyDict::new(py);
+        let failures = PyList::empty(py);
+        let lanes = this.lanes();
+        for lane in &lanes {
+            outcomes.set_item(&lane.handler.name, intern!(py, "done"))?;
+        }
+        for (id, outcome) in this.event.outcomes() {
+            let Some(lane) = lanes.iter().find(|lane| lane.id == id) else { continue };
+            let text = match &outcome {
+                Outcome::Done => intern!(py, "done"),
+                Outcome::Dead(error) => {
+                    failures.append(error.value(py))?;
+                    intern!(py, "dead")
+                }
+                Outcome::Dropped => intern!(py, "dropped"),
+                Outcome::Expired => intern!(py, "expired"),
+                Outcome::Filtered => intern!(py, "filtered"),
+            };
+            outcomes.set_item(&lane.handler.name, text)?;
+        }
+        SETTLEMENT.import(py, "ironbus._waiting", "Settlement")?.call1((slf, outcomes, failures.to_tuple()))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let id = self.event_id(py).repr()?;
+        Ok(match self.sequence() {
+            Some(sequence) => {
+                format!("Receipt(event_id={id}, sequence={sequence}, durability='memory', duplicate=False)")
+            }
+            None => format!("Receipt(event_id={id}, sequence=None, durability='memory', duplicate=True)"),
+        })
+    }
+}
+
+impl Receipt {
+    fn guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
+        let Some(core) = self.core.upgrade() else { return Ok(None) };
+        let Some(origin) = current::origin().filter(|origin| Arc::ptr_eq(&origin.core, &core)) else {
+            return Ok(None);
+        };
+        if self.is_over(true) {
+            return Ok(None);
+        }
+        let wait = core.bus.begin_wait(origin.lane, self.lanes()).map_err(|error| super::errors::engine(py, &error))?;
+        Ok(Some(Guard { core, wait }))
+    }
+}
+
+/// A registered wait of a handler; it ends with the object.
+#[pyclass(frozen, module = "ironbus._core")]
+pub struct Guard {
+    core: Arc<Core>,
+    wait: WaitId,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.core.bus.end_wait(&self.wait);
+    }
+}
+
+/// The bus's answer to ``publish_many``.
+#[pyclass(frozen, module = "ironbus")]
+pub struct BatchReceipt {
+    receipts: Vec<Receipt>,
+}
+
+impl BatchReceipt {
+    /// For what was published so far.
+    pub fn new(receipts: Vec<Receipt>) -> Self {
+        Self { receipts }
+    }
+}
+
+#[pymethods]
+impl BatchReceipt {
+    /// How many events were accepted.
+    #[getter]
+    fn accepted(&self) -> usize {
+        self.receipts.iter().filter(|receipt| receipt.sequence != 0).count()
+    }
+
+    /// How many were duplicates.
+    #[getter]
+    fn duplicates(&self) -> usize {
+        self.receipts.len() - self.accepted()
+    }
+
+    /// What the acceptance survives: "memory" is lost with the process.
+    #[getter]
+    fn durability<'py>(&self, py: Python<'py>) -> &Bound<'py, pyo3::types::PyString> {
+        intern!(py, "memory")
+    }
+
+    /// One receipt for each event, in order.
+    #[getter]
+    fn receipts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let receipts = PyList::empty(py);
+        for receipt in &self.receipts {
+            receipts.append(Bound::new(
+                py,
+                Receipt {
+                    core: receipt.core.clone(),
+                    event: receipt.event.clone(),
+                    route: receipt.route.clone(),
+                    sequence: receipt.sequence,
+                },
+            )?)?;
+        }
+        Ok(receipts)
+    }
+
+    fn __len__(&self) -> usize {
+        self.receipts.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("BatchReceipt(accepted={}, duplicates={})", self.accepted(), self.duplicates())
+    }
+}

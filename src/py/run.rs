@@ -1,0 +1,255 @@
+//! One delivery, from the event in the lane's hand to its outcome; the same for loops
+//! and threads. Around the handler: filter, timeout, and a fresh context.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::core::Core;
+use super::current::{self, Active};
+use super::event::Event;
+use super::failure::{self, Kind};
+use super::native::{self, Sent};
+use super::ops::{PyLane, PyOps};
+use crate::engine::bus::Next;
+use crate::engine::lane::Entry;
+use crate::engine::settlement::Outcome;
+
+/// How a delivery ended.
+pub enum End {
+    /// With this outcome.
+    Outcome(Outcome<PyErr>),
+    /// It did not: the bus took the event back.
+    PutBack,
+    /// The program is being ended; the event goes back, and the exception goes on.
+    Ending(PyErr),
+}
+
+/// How far a delivery got.
+pub enum Progress {
+    /// To its end.
+    Ended(Entry<PyOps>, End),
+    /// The handler waits for what it yielded.
+    Suspended(Box<Job>, Py<PyAny>),
+    /// The handler, called on a thread, returned something to await.
+    Awaitable(Box<Job>),
+}
+
+/// A handler that was called and has not ended.
+pub struct Job {
+    /// Its lane.
+    pub lane: PyLane,
+    /// Its place there.
+    pub entry: Entry<PyOps>,
+    /// What it was given.
+    pub event: Py<PyAny>,
+    /// What it runs in.
+    pub context: Py<PyAny>,
+    /// What is stepped.
+    pub iterator: Py<PyAny>,
+    /// When it was called.
+    pub started: u64,
+    /// Its time is over, and it was cancelled for that.
+    pub timed_out: bool,
+    /// The bus stops, and it was cancelled for that.
+    pub recalled: bool,
+}
+
+/// What a suspended handler is resumed with.
+pub enum Input<'py> {
+    /// `send`.
+    Value(&'py Bound<'py, PyAny>),
+    /// `throw`.
+    Error(&'py Bound<'py, PyAny>),
+}
+
+/// Calls the handler, and steps what it returns if `steps`.
+#[inline]
+pub fn begin(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    lane: &PyLane,
+    entry: Entry<PyOps>,
+    slot: u64,
+    now: u64,
+    base: &Py<PyAny>,
+    steps: bool,
+) -> Progress {
+    let handler = &lane.handler;
+    let prepared = (|| {
+        let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
+        let event =
+            Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, deadline)?;
+        let base = entry.event.payload.context().filter(|_| handler.publisher_context).unwrap_or(base);
+        Ok((event, native::copy_context(py, Some(base))?))
+    })();
+    let (event, context) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return Progress::Ended(entry, end(py, error, false, false)),
+    };
+    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
+    let (active, called) = current::during(active, || {
+        native::in_context(&context, || call(py, lane, current::event(py).as_ref(), steps)).and_then(|called| called)
+    });
+    let Active { entry, event, .. } = active;
+    let job = |iterator: Bound<'_, PyAny>| {
+        Box::new(Job {
+            lane: lane.clone(),
+            entry,
+            event,
+            context: context.clone().unbind(),
+            iterator: iterator.unbind(),
+            started: now,
+            timed_out: false,
+            recalled: false,
+        })
+    };
+    match called {
+        Ok(Called::Done) => Progress::Ended(entry, End::Outcome(Outcome::Done)),
+        Ok(Called::Filtered) => Progress::Ended(entry, End::Outcome(Outcome::Filtered)),
+        Ok(Called::Suspended(iterator, yielded)) => Progress::Suspended(job(iterator), yielded.unbind()),
+        Ok(Called::Awaitable(iterator)) => Progress::Awaitable(job(iterator)),
+        Err(error) => Progress::Ended(entry, end(py, error, false, false)),
+    }
+}
+
+enum Called<'py> {
+    Done,
+    Filtered,
+    Suspended(Bound<'py, PyAny>, Bound<'py, PyAny>),
+    Awaitable(Bound<'py, PyAny>),
+}
+
+#[inline]
+fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: bool) -> PyResult<Called<'py>> {
+    let event = event.expect("the delivery is under way");
+    if let Some(filter) = &lane.handler.filter
+        && !filter.bind(py).call1((event,))?.is_truthy()?
+    {
+        return Ok(Called::Filtered);
+    }
+    let result = lane.handler.callable.bind(py).call1((event,))?;
+    if result.is_none() {
+        return Ok(Called::Done);
+    }
+    let Some(iterator) = native::awaitable_iterator(&result)? else { return Ok(Called::Done) };
+    if !steps {
+        return Ok(Called::Awaitable(iterator));
+    }
+    match native::send(&iterator, py.None().bind(py))? {
+        Sent::Returned(_) => Ok(Called::Done),
+        Sent::Yielded(yielded) => Ok(Called::Suspended(iterator, yielded)),
+    }
+}
+
+/// Steps a suspended handler.
+pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input: Input<'_>) -> Progress {
+    let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
+    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
+    let (active, stepped) = current::during(active, || {
+        native::in_context(context.bind(py), || match input {
+            Input::Value(value) => native::send(iterator.bind(py), value),
+            Input::Error(error) => throw(iterator.bind(py), error),
+        })
+        .and_then(|stepped| stepped)
+    });
+    let Active { entry, event, .. } = active;
+    match stepped {
+        Ok(Sent::Returned(_)) => Progress::Ended(entry, End::Outcome(Outcome::Done)),
+        Ok(Sent::Yielded(yielded)) => {
+            let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
+            Progress::Suspended(Box::new(job), yielded.unbind())
+        }
+        Err(error) => {
+            let limit = lane.handler.timeout.filter(|_| timed_out).map(|limit| limit as f64 / 1e9);
+            let end = match (limit, failure::kind(py, &error)) {
+                (Some(limit), Kind::Cancelled) if !recalled => {
+                    let late = failure::timed_out(py, limit);
+                    late.set_cause(py, Some(error));
+                    End::Outcome(Outcome::Dead(Arc::new(late)))
+                }
+                _ => end(py, error, recalled, timed_out),
+            };
+            Progress::Ended(entry, end)
+        }
+    }
+}
+
+/// `throw` into a coroutine, or into an iterator that has none.
+fn throw<'py>(iterator: &Bound<'py, PyAny>, error: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
+    let py = iterator.py();
+    let Some(method) = iterator.getattr_opt(pyo3::intern!(py, "throw"))? else {
+        return Err(PyErr::from_value(error.clone()));
+    };
+    match method.call1((error,)) {
+        Ok(yielded) => Ok(Sent::Yielded(yielded)),
+        Err(end) if end.is_instance_of::<pyo3::exceptions::PyStopIteration>(py) => {
+            Ok(Sent::Returned(end.value(py).getattr("value")?))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn end(py: Python<'_>, error: PyErr, recalled: bool, _timed_out: bool) -> End {
+    match failure::kind(py, &error) {
+        Kind::Ending => End::Ending(error),
+        Kind::Cancelled if recalled => End::PutBack,
+        Kind::Cancelled | Kind::Failed => End::Outcome(Outcome::Dead(Arc::new(error))),
+    }
+}
+
+/// Tells the bus how it ended. With `proceed`, the lane's next event.
+#[inline]
+pub fn finish(
+    py: Python<'_>,
+    core: &Core,
+    lane: &PyLane,
+    entry: Entry<PyOps>,
+    end: End,
+    work: Option<u64>,
+    proceed: bool,
+    now: u64,
+) -> Result<Option<Next<PyOps>>, PyErr> {
+    match end {
+        End::Outcome(outcome) => {
+            if let Outcome::Dead(error) = &outcome {
+                failure::log(py, lane, &entry, error);
+            }
+            Ok(core.bus.finish(lane, &entry, outcome, work, proceed, now))
+        }
+        End::PutBack => {
+            core.bus.put_back(lane, entry, now);
+            Ok(None)
+        }
+        End::Ending(error) => {
+            core.bus.put_back(lane, entry, now);
+            Err(error)
+        }
+    }
+}
+
+/// Works out what an event is ordered by in its lane, and takes what may start then.
+pub fn with_token(
+    py: Python<'_>,
+    core: &Core,
+    lane: &PyLane,
+    entry: Entry<PyOps>,
+    now: u64,
+) -> Option<Next<PyOps>> {
+    let handler = &lane.handler;
+    let token = (|| {
+        let order_by = handler.order_by.as_ref().expect("only such lanes ask for it");
+        let event = Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, None)?;
+        order_by.bind(py).call1((event,))?.hash()
+    })();
+    match token {
+        Ok(token) => core.bus.with_token(lane, entry, token as u64, now),
+        Err(error) => {
+            // It is ordered by nothing, so it holds up nothing; and it fails as its handler would.
+            let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
+            let next = core.bus.with_token(lane, entry, alone, now)?;
+            failure::log(py, lane, &next.entry, &error);
+            core.bus.finish(lane, &next.entry, Outcome::Dead(Arc::new(error)), None, true, now)
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! One slot of the event loop: the coroutine of a real task that runs handlers.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString};
+
+use super::clock::monotonic_ns;
+use super::core::TURN;
+use super::event_loop::{Home, Work};
+use super::native::{self, Coroutine, Sent};
+use super::ops::{PyLane, PyOps, block_on};
+use super::run::{self, End, Input, Job, Progress};
+use crate::engine::bus::Next;
+use crate::engine::lane::Entry;
+use crate::engine::sync::lock;
+
+/// Slots that stay when there is nothing to do.
+const IDLE_SLOTS: usize = 4;
+/// Events of one lane in a row while other lanes wait.
+const QUANTUM: usize = 32;
+
+/// See the module.
+#[pyclass(frozen, module = "ironbus._core")]
+pub struct Slot {
+    home: Arc<Home>,
+    id: u64,
+    state: Mutex<State>,
+    /// The task, and its bound `cancelling`.
+    task: OnceLock<(Py<PyAny>, Py<PyAny>)>,
+    timer: Mutex<Option<Py<PyAny>>>,
+}
+
+enum State {
+    /// It has been woken, or has only given the loop a turn.
+    Serving,
+    /// It sleeps.
+    Idle,
+    /// Its handler waits.
+    Suspended(Box<Job>),
+    /// It takes a cancellation upon itself that a handler left behind.
+    Absorbing,
+    /// It is being stepped, or has ended.
+    Away,
+}
+
+/// What a slot does after it came to the end of what it can do now.
+enum Rest<'py> {
+    Again,
+    Sleep(Bound<'py, PyAny>),
+    End,
+}
+
+impl Slot {
+    /// A new slot and its task.
+    pub fn spawn(py: Python<'_>, home: Arc<Home>, id: u64) -> PyResult<()> {
+        static TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let event_loop = home.event_loop.clone_ref(py);
+        let context = native::copy_context(py, Some(&home.context))?;
+        let slot = Slot {
+            home: home.clone(),
+            id,
+            state: Mutex::new(State::Serving),
+            task: OnceLock::new(),
+            timer: Mutex::new(None),
+        };
+        let slot = Bound::new(py, slot)?;
+        let options = PyDict::new(py);
+        options.set_item("loop", event_loop)?;
+        options.set_item("name", format!("ironbus-slot-{id}"))?;
+        options.set_item("context", context)?;
+        // Made directly: a task factory of the program's might start it at once, or elsewhere.
+        let task = TASK.import(py, "asyncio", "Task")?.call((&slot,), Some(&options))?;
+        let cancelling = task.getattr(intern!(py, "cancelling"))?.unbind();
+        lock(&home.tasks).insert(id, task.clone().unbind());
+        let set = slot.get().task.set((task.unbind(), cancelling));
+        debug_assert!(set.is_ok());
+        Ok(())
+    }
+
+    /// Cancels the handler that waits here; its event goes back.
+    pub fn recall(&self, py: Python<'_>) -> PyResult<()> {
+        match &mut *lock(&self.state) {
+            State::Suspended(job) => job.recalled = true,
+            _ => return Ok(()),
+        }
+        self.task().call_method0(py, intern!(py, "cancel")).map(drop)
+    }
+
+    fn task(&self) -> &Py<PyAny> {
+        &self.task.get().expect("a slot is stepped by its task").0
+    }
+
+    fn set(&self, state: State) {
+        let previous = std::mem::replace(&mut *lock(&self.state), state);
+        drop(previous);
+    }
+
+    fn now(&self, py: Python<'_>) -> PyResult<u64> {
+        self.home.core.now(py)
+    }
+
+    /// Serves ready lanes until there are none, the turn is over, or a handler suspends.
+    fn serve<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        let core = &this.home.core;
+        let ring = &core.event_loop().ring;
+        let mut now = this.now(py)?;
+        let turn_over = monotonic_ns() + TURN;
+        core.turn_was_given(now);
+        loop {
+            if this.home.stopping.load(Ordering::Relaxed) {
+                return this.leave(py);
+            }
+            let lane = match ring.pop() {
+                None => match Self::rest(slf)? {
+                    Rest::Again => continue,
+                    Rest::Sleep(future) => return Ok(Sent::Yielded(future)),
+                    Rest::End => return this.leave(py),
+                },
+                Some(Work::Lane(lane)) => lane,
+                Some(Work::Adopted(job)) => {
+                    let none = py.None();
+                    let lane = job.lane.clone();
+                    let started = job.started;
+                    match run::resume(py, core, job, this.id, Input::Value(none.bind(py))) {
+                        Progress::Ended(entry, end) => {
+                            now = this.now(py)?;
+                            if let Some(absorb) = this.clean_up(py)? {
+                                this.finish(py, &lane, entry, end, started, false, now)?;
+                                this.set(State::Absorbing);
+                                return Ok(Sent::Yielded(absorb));
+                            }
+                            // Its lane belongs to the threads.
+                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            continue;
+                        }
+                        Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
+                        Progress::Awaitable(_) => unreachable!("it was stepped"),
+                    }
+                }
+            };
+            let mut next = core.bus.take(&lane, now);
+            let mut in_a_row = 0;
+            while let Some(Next { entry, token_wanted }) = next {
+                if token_wanted {
+                    next = run::with_token(py, core, &lane, entry, now);
+                    continue;
+                }
+                in_a_row += 1;
+                let started = now;
+                match run::begin(py, core, &lane, entry, this.id, now, &this.home.context, true) {
+                    Progress::Ended(entry, end) => {
+                        now = this.now(py)?;
+                        if let Some(absorb) = this.clean_up(py)? {
+                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            this.set(State::Absorbing);
+                            return Ok(Sent::Yielded(absorb));
+                        }
+                        let proceed = now < turn_over
+                            && (in_a_row < QUANTUM || ring.is_empty())
+                            && !this.home.stopping.load(Ordering::Relaxed);
+                        next = this.finish(py, &lane, entry, end, started, proceed, now)?;
+                    }
+                    Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
+                    Progress::Awaitable(_) => unreachable!("it was stepped"),
+                }
+            }
+            if now >= turn_over && !ring.is_empty() {
+                this.set(State::Serving);
+                return Ok(Sent::Yielded(py.None().into_bound(py)));
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        py: Python<'_>,
+        lane: &PyLane,
+        entry: Entry<PyOps>,
+        end: End,
+        started: u64,
+        proceed: bool,
+        now: u64,
+    ) -> PyResult<Option<Next<PyOps>>> {
+        let work = Some(now.saturating_sub(started));
+        match run::finish(py, &self.home.core, lane, entry, end, work, proceed, now) {
+            Ok(next) => Ok(next),
+            Err(ending) => {
+                self.retire(py);
+                self.pass_on(py)?;
+                Err(ending)
+            }
+        }
+    }
+
+    /// Keeps the handler's place and hands up what it waits for; another slot goes on.
+    fn suspend<'py>(slf: &Bound<'py, Self>, job: Box<Job>, yielded: Py<PyAny>) -> PyResult<Sent<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        this.keep(slf, job)?;
+        this.pass_on(py)?;
+        Ok(Sent::Yielded(yielded.into_bound(py)))
+    }
+
+    fn keep(&self, slf: &Bound<'_, Self>, job: Box<Job>) -> PyResult<()> {
+        let timeout = job.lane.handler.timeout.map(|timeout| (job.started + timeout, job.timed_out));
+        self.set(State::Suspended(job));
+        lock(&self.home.suspended).insert(self.id, slf.clone().unbind());
+        match timeout {
+            Some((deadline, false)) => Self::watch(slf, deadline),
+            _ => Ok(()),
+        }
+    }
+
+    /// Serves no more; another slot does, now or when there is something to do.
+    fn pass_on(&self, py: Python<'_>) -> PyResult<()> {
+        let ring = &self.home.core.event_loop().ring;
+        if self.home.stopping.load(Ordering::Relaxed) || ring.arm() { Ok(()) } else { self.home.rouse(py) }
+    }
+
+    /// Sleeps if there is nothing to do.
+    fn rest<'py>(slf: &Bound<'py, Self>) -> PyResult<Rest<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        if lock(&this.home.idle).len() >= IDLE_SLOTS {
+            return Ok(if this.home.core.event_loop().ring.arm() { Rest::End } else { Rest::Again });
+        }
+        let future = this.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        block_on(&future)?;
+        if !this.home.core.event_loop().ring.arm() {
+            return Ok(Rest::Again);
+        }
+        this.set(State::Idle);
+        lock(&this.home.idle).push((slf.clone().unbind(), future.clone().unbind()));
+        Ok(Rest::Sleep(future))
+    }
+
+    /// Ends the slot.
+    fn leave<'py>(&self, py: Python<'py>) -> PyResult<Sent<'py>> {
+        self.retire(py);
+        Ok(Sent::Returned(py.None().into_bound(py)))
+    }
+
+    fn retire(&self, py: Python<'_>) {
+        self.set(State::Away);
+        let task = lock(&self.home.tasks).remove(&self.id);
+        drop(task);
+        let suspended = lock(&self.home.suspended).remove(&self.id);
+        drop(suspended);
+        let timer = lock(&self.timer).take();
+        if let Some(timer) = timer
+            && let Err(error) = timer.call_method0(py, intern!(py, "cancel"))
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// Frees the task of what a handler left behind: the next one must not be hit by a
+    /// cancellation that was meant for the last. Returns what to wait for if the task is about
+    /// to be cancelled at its next step.
+    #[inline]
+    fn clean_up<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let (_, cancelling) = self.task.get().expect("a slot is stepped by its task");
+        if cancelling.bind(py).call0()?.is_truthy()? { self.absorb(py) } else { Ok(None) }
+    }
+
+    #[cold]
+    fn absorb<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let task = self.task().bind(py);
+        while task.call_method0(intern!(py, "uncancel"))?.is_truthy()? {}
+        if !task.getattr(intern!(py, "_must_cancel"))?.is_truthy()? {
+            return Ok(None);
+        }
+        let future = self.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        block_on(&future)?;
+        Ok(Some(future))
+    }
+
+    /// The next step of the handler that waits here.
+    fn go_on<'py>(slf: &Bound<'py, Self>, job: Box<Job>, input: Input<'_>) -> PyResult<Sent<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        let core = &this.home.core;
+        let suspended = lock(&this.home.suspended).remove(&this.id);
+        drop(suspended);
+        let (lane, started) = (job.lane.clone(), job.started);
+        let (entry, end) = match run::resume(py, core, job, this.id, input) {
+            Progress::Suspended(job, yielded) => {
+                this.keep(slf, job)?;
+                return Ok(Sent::Yielded(yielded.into_bound(py)));
+            }
+            Progress::Ended(entry, end) => (entry, end),
+            Progress::Awaitable(_) => unreachable!("it was stepped"),
+        };
+        let now = this.now(py)?;
+        let absorb = this.clean_up(py)?;
+        // From here on it serves, if no other slot does.
+        let serves = core.event_loop().ring.disarm();
+        this.finish_resumed(py, &lane, entry, end, started, now)?;
+        if let Some(absorb) = absorb {
+            if serves {
+                this.pass_on(py)?;
+            }
+            this.set(State::Absorbing);
+            return Ok(Sent::Yielded(absorb));
+        }
+        if serves || this.home.stopping.load(Ordering::Relaxed) {
+            return Self::serve(slf);
+        }
+        Self::stand_by(slf)
+    }
+
+    fn finish_resumed(
+        &self,
+        py: Python<'_>,
+        lane: &PyLane,
+        entry: Entry<PyOps>,
+        end: End,
+        started: u64,
+        now: u64,
+    ) -> PyResult<()> {
+        let next = self.finish(py, lane, entry, end, started, false, now)?;
+        debug_assert!(next.is_none());
+        Ok(())
+    }
+
+    /// Sleeps, or ends, without having served.
+    fn stand_by<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
+        let (py, this) = (slf.py(), slf.get());
+        if lock(&this.home.idle).len() >= IDLE_SLOTS {
+            return this.leave(py);
+        }
+        let future = this.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        block_on(&future)?;
+        this.set(State::Idle);
+        lock(&this.home.idle).push((slf.clone().unbind(), future.clone().unbind()));
+        Ok(Sent::Yielded(future))
+    }
+
+    /// Looks after the deadline of the handler that waits here, with one timer that is armed
+    /// anew only when it has run out.
+    fn watch(slf: &Bound<'_, Self>, deadline: u64) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if lock(&this.timer).is_some() {
+            return Ok(());
+        }
+        let left = deadline.saturating_sub(this.now(py)?) as f64 / 1e9;
+        let on_timer = slf.getattr(intern!(py, "_on_timer"))?;
+        let timer = this.home.event_loop.bind(py).call_method1(intern!(py, "call_later"), (left, on_timer))?;
+        *lock(&this.timer) = Some(timer.unbind());
+        Ok(())
+    }
+}
+
+impl Coroutine for Slot {
+    fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
+        let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
+        match state {
+            State::Serving | State::Idle | State::Absorbing => Self::serve(slf),
+            State::Suspended(job) => Self::go_on(slf, job, Input::Value(value)),
+            State::Away => Err(native::reused("ironbus slot")),
+        }
+    }
+}
+
+#[pymethods]
+impl Slot {
+    fn send<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        native::yield_or_stop(slf.py(), Self::step(slf, value)?)
+    }
+
+    #[pyo3(signature = (kind, value=None, traceback=None))]
+    fn throw<'py>(
+        slf: &Bound<'py, Self>,
+        kind: &Bound<'py, PyAny>,
+        value: Option<&Bound<'py, PyAny>>,
+        traceback: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let error = native::thrown(kind, value, traceback)?;
+        let state = std::mem::replace(&mut *lock(&this.state), State::Away);
+        let stepped = match state {
+            State::Suspended(job) => Self::go_on(slf, job, Input::Error(&error)),
+            State::Absorbing => Self::serve(slf),
+            State::Serving | State::Idle => {
+                // Somebody cancels all tasks of the loop. The slot ends; if it was the one that
+                // serves, another takes its place.
+                let slept = {
+                    let mut idle = lock(&this.home.idle);
+                    let at = idle.iter().position(|(slot, _)| slot.is(slf));
+                    at.map(|at| idle.remove(at))
+                };
+                this.retire(py);
+                if slept.is_none() {
+                    this.pass_on(py)?;
+                }
+                Err(PyErr::from_value(error))
+            }
+            State::Away => Err(PyErr::from_value(error)),
+        };
+        native::yield_or_stop(py, stepped?)
+    }
+
+    fn close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let this = slf.get();
+        let state = std::mem::replace(&mut *lock(&this.state), State::Away);
+        if let State::Suspended(job) = state {
+            job.iterator.call_method0(slf.py(), intern!(slf.py(), "close"))?;
+            let now = this.now(slf.py())?;
+            this.home.core.bus.put_back(&job.lane, job.entry, now);
+        }
+        this.retire(slf.py());
+        Ok(())
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        Self::send(slf, slf.py().None().bind(slf.py()))
+    }
+
+    #[getter]
+    fn __name__<'py>(&self, py: Python<'py>) -> &Bound<'py, PyString> {
+        intern!(py, "ironbus_slot")
+    }
+
+    #[getter]
+    fn __qualname__<'py>(&self, py: Python<'py>) -> &Bound<'py, PyString> {
+        intern!(py, "ironbus_slot")
+    }
+
+    /// The awaitable of the handler that waits here, for tools that show where tasks are.
+    #[getter]
+    fn cr_await(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        match &*lock(&self.state) {
+            State::Suspended(job) => Some(job.iterator.clone_ref(py)),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn cr_frame(&self) -> Option<Py<PyAny>> {
+        None
+    }
+
+    #[getter]
+    fn cr_code(&self) -> Option<Py<PyAny>> {
+        None
+    }
+
+    #[getter]
+    fn cr_running(&self) -> bool {
+        matches!(*lock(&self.state), State::Away)
+    }
+
+    fn _on_timer(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        let timer = lock(&this.timer).take();
+        drop(timer);
+        let now = this.now(py)?;
+        let again = match &mut *lock(&this.state) {
+            State::Suspended(job) => match job.lane.handler.timeout.map(|timeout| job.started + timeout) {
+                Some(deadline) if deadline > now => Some(deadline),
+                Some(_) if !job.timed_out && !job.recalled => {
+                    job.timed_out = true;
+                    None
+                }
+                _ => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        match again {
+            Some(deadline) => Self::watch(slf, deadline),
+            None => this.task().call_method0(py, intern!(py, "cancel")).map(drop),
+        }
+    }
+}
