@@ -11,7 +11,7 @@ use pyo3::types::{PyDict, PyMappingProxy, PyString};
 use pyo3::{IntoPyObjectExt, intern};
 
 use super::fields::{Field, default_source};
-use super::{Event, dict};
+use super::{Event, slots};
 use crate::py::delivery::Delivery;
 use crate::py::identity::Identity;
 use crate::py::priority;
@@ -105,7 +105,7 @@ impl Attribute {
         let event = instance.cast::<Event>()?;
         // Subclasses written for the pm.events API may have attributes of these names.
         if event.borrow().in_dict {
-            return dict::get(event)?.set_item(&self.name, value);
+            return slots::get_dict(event)?.set_item(&self.name, value);
         }
         let field = self.settable(event.py())?;
         let old = event
@@ -120,7 +120,7 @@ impl Attribute {
         let event = instance.cast::<Event>()?;
         let py = event.py();
         if event.borrow().in_dict {
-            let dict = dict::get(event)?;
+            let dict = slots::get_dict(event)?;
             if !dict.contains(&self.name)? {
                 return Err(self.missing(py, Some(instance), None));
             }
@@ -143,7 +143,7 @@ impl Attribute {
         let me = event.borrow();
         if me.in_dict {
             drop(me);
-            if let Some(own) = dict::get(event)?.get_item(&self.name)? {
+            if let Some(own) = slots::get_dict(event)?.get_item(&self.name)? {
                 return Ok(Some(own));
             }
             return match self.which {
@@ -202,7 +202,12 @@ impl Known {
         let text = |text: Option<&Option<Py<PyString>>>| text.into_bound_py_any(py);
         let id = |id: Option<&Identity>| id.map(|id| id.to_object(py));
         match self {
-            Self::Sequence => me.delivered.sequence.into_bound_py_any(py),
+            Self::Sequence => me
+                .delivered
+                .call
+                .as_ref()
+                .map(|call| call.sequence)
+                .into_bound_py_any(py),
             Self::Priority => priority::member(py, me.delivered.priority),
             Self::Key => text(extras.map(|extras| &extras.key)),
             Self::IdempotencyKey => text(extras.map(|extras| &extras.idempotency_key)),
@@ -226,7 +231,7 @@ impl Known {
                 Some(call) => Delivery {
                     attempt: call.attempt,
                     subscription: call.subscription.clone_ref(py),
-                    deadline: call.deadline,
+                    deadline: call.deadline.is_finite().then_some(call.deadline),
                 }
                 .into_bound_py_any(py),
             },
