@@ -15,6 +15,8 @@ mod fields;
 mod pool;
 mod publish;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -132,13 +134,8 @@ impl Event {
     fn to_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
         let py = slf.py();
         let dict = PyDict::new(py);
-        for name in [
-            intern!(py, "type"),
-            intern!(py, "data"),
-            intern!(py, "timestamp"),
-            intern!(py, "event_id"),
-            intern!(py, "source"),
-        ] {
+        for field in Field::ALL {
+            let name = field.name(py);
             dict.set_item(name, slf.getattr(name)?)?;
         }
         Ok(dict)
@@ -237,7 +234,7 @@ impl Event {
         let py = dict.py();
         for field in Field::ALL {
             if let Some(value) = self.fields.get(py, field) {
-                dict.set_item(field.name(), value)?;
+                dict.set_item(field.name(py), value)?;
             }
         }
         Ok(())

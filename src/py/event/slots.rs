@@ -55,8 +55,8 @@ pub fn is_plain(event: &Bound<'_, Event>) -> bool {
 /// then nobody can tell it from a new one.
 #[inline]
 pub fn is_unshared(event: &Bound<'_, Event>) -> bool {
-    // Without the GIL a count of one says less.
-    cfg!(not(Py_GIL_DISABLED)) && is_plain(event) && {
+    // The count means this only under the GIL, which the module therefore asks for.
+    is_plain(event) && {
         // SAFETY: as above, for the list of weak references.
         unsafe {
             let object = event.as_ptr();
