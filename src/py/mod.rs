@@ -28,7 +28,9 @@ mod stream;
 mod walk;
 
 /// The native half of `ironbus`. Its classes are re-exported by the package.
-#[pymodule]
+///
+/// Written for interpreters with the GIL: see `event::slots::is_unshared`.
+#[pymodule(gil_used = true)]
 mod _core {
     use super::*;
 

@@ -11,7 +11,7 @@ use pyo3::types::{PyDict, PyMappingProxy, PyString};
 use pyo3::{IntoPyObjectExt, intern};
 
 use super::fields::{Field, default_source};
-use super::{Event, dict};
+use super::{Event, slots};
 use crate::py::delivery::Delivery;
 use crate::py::identity::Identity;
 use crate::py::priority;
@@ -61,15 +61,14 @@ pub struct Attribute {
 /// Puts the attributes on the class.
 pub fn install(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<Event>();
-    let fields = Field::ALL.map(|field| (Which::Field(field), field.name()));
-    let known = Known::ALL.map(|(known, name)| (Which::Known(known), name));
+    let fields = Field::ALL.map(|field| (Which::Field(field), field.name(py).clone()));
+    let known = Known::ALL.map(|(known, name)| (Which::Known(known), PyString::intern(py, name)));
     for (which, name) in fields.into_iter().chain(known) {
         let default = match which {
             Which::Field(Field::Timestamp | Field::EventId) => Some(py.None()),
             Which::Field(Field::Source) => Some(default_source(py).unbind()),
             _ => None,
         };
-        let name = PyString::intern(py, name);
         class.setattr(
             &name,
             Attribute {
@@ -103,9 +102,8 @@ impl Attribute {
 
     fn __set__(&self, instance: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let event = instance.cast::<Event>()?;
-        // Subclasses written for the pm.events API may have attributes of these names.
-        if event.borrow().in_dict {
-            return dict::get(event)?.set_item(&self.name, value);
+        if self.lives_in_dict(event) {
+            return slots::get_dict(event)?.set_item(&self.name, value);
         }
         let field = self.settable(event.py())?;
         let old = event
@@ -119,8 +117,8 @@ impl Attribute {
     fn __delete__(&self, instance: &Bound<'_, PyAny>) -> PyResult<()> {
         let event = instance.cast::<Event>()?;
         let py = event.py();
-        if event.borrow().in_dict {
-            let dict = dict::get(event)?;
+        if self.lives_in_dict(event) {
+            let dict = slots::get_dict(event)?;
             if !dict.contains(&self.name)? {
                 return Err(self.missing(py, Some(instance), None));
             }
@@ -143,7 +141,7 @@ impl Attribute {
         let me = event.borrow();
         if me.in_dict {
             drop(me);
-            if let Some(own) = dict::get(event)?.get_item(&self.name)? {
+            if let Some(own) = slots::get_dict(event)?.get_item(&self.name)? {
                 return Ok(Some(own));
             }
             return match self.which {
@@ -158,6 +156,13 @@ impl Attribute {
                 known.read(event).map(Some)
             }
         }
+    }
+
+    /// Subclasses written for the `pm.events` API may have attributes that are called
+    /// like those of the bus; theirs go before ours.
+    fn lives_in_dict(&self, event: &Bound<'_, Event>) -> bool {
+        event.borrow().in_dict
+            && (matches!(self.which, Which::Field(_)) || !event.is_exact_instance_of::<Event>())
     }
 
     fn settable(&self, py: Python<'_>) -> PyResult<Field> {
@@ -202,8 +207,17 @@ impl Known {
         let text = |text: Option<&Option<Py<PyString>>>| text.into_bound_py_any(py);
         let id = |id: Option<&Identity>| id.map(|id| id.to_object(py));
         match self {
-            Self::Sequence => me.delivered.sequence.into_bound_py_any(py),
-            Self::Priority => priority::member(py, me.delivered.priority),
+            Self::Sequence => me
+                .delivered
+                .call
+                .as_ref()
+                .map(|call| call.sequence)
+                .into_bound_py_any(py),
+            Self::Priority => {
+                let level = me.delivered.priority;
+                drop(me);
+                priority::member(py, level)
+            }
             Self::Key => text(extras.map(|extras| &extras.key)),
             Self::IdempotencyKey => text(extras.map(|extras| &extras.idempotency_key)),
             Self::Headers => match extras.and_then(|extras| extras.headers.as_ref()) {
@@ -221,15 +235,16 @@ impl Known {
                     }
                 }
             }
-            Self::Delivery => match &me.delivered.call {
-                None => Ok(py.None().into_bound(py)),
-                Some(call) => Delivery {
+            Self::Delivery => {
+                let delivery = me.delivered.call.as_ref().map(|call| Delivery {
                     attempt: call.attempt,
                     subscription: call.subscription.clone_ref(py),
-                    deadline: call.deadline,
-                }
-                .into_bound_py_any(py),
-            },
+                    deadline: call.deadline.is_finite().then_some(call.deadline),
+                });
+                // Making an object may start the garbage collector, and with it anybody's code.
+                drop(me);
+                delivery.into_bound_py_any(py)
+            }
         }
     }
 }

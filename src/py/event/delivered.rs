@@ -8,14 +8,14 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
 use pyo3::{PyTraverseError, intern};
 
-use super::Event;
 use super::fields::{Fields, default_source};
+use super::{Event, pool};
 use crate::py::record::{Extras, Priority, Record};
 
 /// What the bus tells a handler beyond the five fields.
 pub struct Delivered {
-    pub sequence: Option<u64>,
     pub extras: Option<Arc<Extras>>,
+    /// `None` before it was published.
     pub call: Option<Call>,
     pub priority: Priority,
 }
@@ -23,7 +23,9 @@ pub struct Delivered {
 /// What [`Delivery`](crate::py::delivery::Delivery) is made of when somebody asks.
 pub struct Call {
     pub subscription: Py<PyString>,
-    pub deadline: Option<f64>,
+    pub sequence: u64,
+    /// Infinite without a timeout: half the size of an `Option<f64>`.
+    pub deadline: f64,
     pub attempt: u32,
 }
 
@@ -31,7 +33,6 @@ impl Default for Delivered {
     fn default() -> Self {
         const NORMAL: Priority = 2;
         Self {
-            sequence: None,
             extras: None,
             call: None,
             priority: NORMAL,
@@ -62,11 +63,11 @@ impl Event {
         deadline: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
         let delivered = Delivered {
-            sequence: Some(sequence),
             extras: record.extras.clone(),
             call: Some(Call {
                 subscription: subscription.clone_ref(py),
-                deadline,
+                sequence,
+                deadline: deadline.unwrap_or(f64::INFINITY),
                 attempt,
             }),
             priority: record.priority,
@@ -85,15 +86,18 @@ impl Event {
             identity: Some(record.identity.clone_ref(py)),
             source: Some(source),
         };
-        Ok(Py::new(
-            py,
-            Self {
-                fields,
-                delivered,
-                in_dict: false,
-            },
-        )?
-        .into_any())
+        let event = Self {
+            fields,
+            delivered,
+            in_dict: false,
+        };
+        match pool::take() {
+            Some(used) => {
+                *used.bind(py).borrow_mut() = event;
+                Ok(used.into_any())
+            }
+            None => Ok(Py::new(py, event)?.into_any()),
+        }
     }
 }
 

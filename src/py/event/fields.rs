@@ -2,6 +2,7 @@
 
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{PyTraverseError, intern};
 
 use crate::py::identity::Identity;
@@ -26,13 +27,13 @@ impl Field {
         Self::Source,
     ];
 
-    pub const fn name(self) -> &'static str {
+    pub fn name(self, py: Python<'_>) -> &Bound<'_, PyString> {
         match self {
-            Self::Type => "type",
-            Self::Data => "data",
-            Self::Timestamp => "timestamp",
-            Self::EventId => "event_id",
-            Self::Source => "source",
+            Self::Type => intern!(py, "type"),
+            Self::Data => intern!(py, "data"),
+            Self::Timestamp => intern!(py, "timestamp"),
+            Self::EventId => intern!(py, "event_id"),
+            Self::Source => intern!(py, "source"),
         }
     }
 }

@@ -10,9 +10,13 @@
 
 mod attribute;
 mod delivered;
-mod dict;
+
 mod fields;
+mod pool;
 mod publish;
+mod slots;
+#[cfg(test)]
+mod tests;
 
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -130,13 +134,8 @@ impl Event {
     fn to_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
         let py = slf.py();
         let dict = PyDict::new(py);
-        for name in [
-            intern!(py, "type"),
-            intern!(py, "data"),
-            intern!(py, "timestamp"),
-            intern!(py, "event_id"),
-            intern!(py, "source"),
-        ] {
+        for field in Field::ALL {
+            let name = field.name(py);
             dict.set_item(name, slf.getattr(name)?)?;
         }
         Ok(dict)
@@ -164,7 +163,7 @@ impl Event {
     /// Shadows the getter that `#[pyclass(dict)]` makes: whoever looks here expects the fields.
     #[getter(__dict__)]
     fn get_dict<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = dict::get(slf)?;
+        let dict = slots::get_dict(slf)?;
         if !slf.borrow().in_dict {
             slf.borrow().write_fields(&dict)?;
             Self::leave_native(slf);
@@ -174,7 +173,7 @@ impl Event {
 
     #[setter(__dict__)]
     fn set_dict(slf: &Bound<'_, Self>, dict: &Bound<'_, PyDict>) -> PyResult<()> {
-        dict::set(slf, dict)?;
+        slots::set_dict(slf, dict)?;
         Self::leave_native(slf);
         Ok(())
     }
@@ -182,7 +181,7 @@ impl Event {
     /// What `object.__getstate__` gives for a dataclass; that one refuses native classes.
     fn __getstate__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let own = dict::get(slf)?;
+        let own = slots::get_dict(slf)?;
         if slf.is_exact_instance_of::<Self>() {
             let state = own.copy()?;
             slf.borrow().write_fields(&state)?;
@@ -235,7 +234,7 @@ impl Event {
         let py = dict.py();
         for field in Field::ALL {
             if let Some(value) = self.fields.get(py, field) {
-                dict.set_item(field.name(), value)?;
+                dict.set_item(field.name(py), value)?;
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::fields::default_source;
-use super::{Event, delivered, dict};
+use super::{Event, delivered, slots};
 use crate::py::errors::Error;
 use crate::py::identity::Identity;
 use crate::py::record::Stamp;
@@ -31,12 +31,9 @@ pub fn record_of(event: &Bound<'_, PyAny>) -> PyResult<Published> {
     let event = event.cast::<Event>()?;
     let py = event.py();
     let source_of =
-        |source: Bound<'_, PyAny>| (!source.is(&default_source(py))).then(|| source.unbind());
+        |source: Bound<'_, PyAny>| (!source.is(default_source(py))).then(|| source.unbind());
 
-    if event.is_exact_instance_of::<Event>()
-        && !event.borrow().in_dict
-        && dict::get(event)?.is_empty()
-    {
+    if !event.borrow().in_dict && slots::is_plain(event) {
         let me = event.borrow();
         if let (Some(type_), Some(data)) = (&me.fields.type_, &me.fields.data) {
             return Ok(Published {
