@@ -30,6 +30,7 @@ from ironbus.cli.render import failures_on, latency_table, ledger_table, seconds
 from ironbus.report import Ledger
 
 T = TypeVar("T")
+PIPE_WIDTH = 140  # columns where there is no terminal to ask
 
 app = typer.Typer(
     help="The embedded event bus for Python.",
@@ -43,7 +44,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 def consoles() -> tuple[Console, Console]:
     """For results and for everything else; made for each run, because tests exchange the streams."""
-    return Console(highlight=False), Console(stderr=True, highlight=False)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, width=width), Console(stderr=True, highlight=False)
 
 
 def fail(text: str) -> NoReturn:
@@ -140,6 +142,7 @@ def feed(
                 progress=progress,
             )
         )
+    raw.close()
     if report.incomplete:
         print(f"ironbus: {report.incomplete}", file=sys.stderr)
     if report.forgotten:

@@ -395,7 +395,9 @@ def latency(scale: Scale) -> Sample:
 def quantile(values: Sequence[float], share: float) -> float:
     """The value below which ``share`` of the values are."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    if not ordered:
+        raise NotHere("too few events to measure a time")
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 STATM = Path("/proc/self/statm")
