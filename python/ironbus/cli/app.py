@@ -1,0 +1,308 @@
+"""The commands: reading arguments, showing results, exit codes. The work is in the modules beside it.
+
+Exit codes: 0 fine, 1 something was lost, dead or not as it should be, 2 the
+command could not begin, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import ironbus
+from ironbus import _core
+from ironbus.cli import feed as feeding
+from ironbus.cli.lines import Fields
+from ironbus.cli.render import as_json as plain
+from ironbus.cli.render import failures_on, latency_table, ledger_table, seconds
+from ironbus.report import Ledger
+
+T = TypeVar("T")
+PIPE_WIDTH = 140  # columns where there is no terminal to ask
+
+app = typer.Typer(
+    help="The embedded event bus for Python.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and no progress.")]
+
+
+def consoles() -> tuple[Console, Console]:
+    """For results and for everything else; made for each run, because tests exchange the streams."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, width=width), Console(stderr=True, highlight=False)
+
+
+def fail(text: str) -> NoReturn:
+    """One line for people, and exit code 2."""
+    print(f"ironbus: {text}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs the work; Ctrl-C ends it without a traceback."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        print("ironbus: interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ironbus {ironbus.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """The embedded event bus for Python."""
+
+
+@app.command()
+def feed(
+    file: Annotated[str, typer.Argument(help="JSON Lines, also gzipped; - is standard input.", show_default=False)],
+    type_field: Annotated[str, typer.Option(help="The field with the event's type.")] = "type",
+    data_field: Annotated[str, typer.Option(help="The field with the event's data.")] = "data",
+    key_field: Annotated[
+        str | None, typer.Option(help="The field with the key; every line must have it.", show_default=False)
+    ] = None,
+    priority_field: Annotated[
+        str | None,
+        typer.Option(help="The field with the priority, a name or 0 to 3; NORMAL where absent.", show_default=False),
+    ] = None,
+    handler: Annotated[
+        str | None,
+        typer.Option(help="module:function that gets each event. Without it events are counted.", show_default=False),
+    ] = None,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Deliver events of equal type and data once.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="How many events the handler may have at once.")] = 1,
+    unordered: Annotated[bool, typer.Option("--unordered", help="Keep no order, not even for each key.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send a log of events through a bus, and account for every line.
+
+    A bad line is reported with its number and does not stop the rest. The exit
+    code is 1 if an event was lost or its handler failed.
+    """
+    if concurrency > 1 and key_field is None and not unordered:
+        fail("--concurrency above 1 needs --key-field, to keep the order of each key, or --unordered")
+    chosen = feeding.count if handler is None else load_handler(handler)
+    raw, size = open_input(file)
+    out, err = consoles()
+
+    def complain(number: int, reason: str) -> None:
+        err.print(f"line {number}: {reason}", markup=False, soft_wrap=True)
+
+    with (
+        failures_on(err),
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[lines]:,} lines"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=err,
+            transient=True,
+            disable=as_json or not err.is_terminal,
+        ) as bar,
+    ):
+        task = bar.add_task("feed", total=size, lines=0)
+
+        def progress(lines: int) -> None:
+            bar.update(task, completed=raw.tell() if size is not None else None, lines=lines)
+
+        report = run(
+            feeding.feed(
+                raw,
+                Fields(type=type_field, data=data_field, key=key_field, priority=priority_field),
+                handler=chosen,
+                dedupe=dedupe,
+                concurrency=concurrency,
+                ordered=not unordered,
+                complain=complain,
+                progress=progress,
+            )
+        )
+    raw.close()
+    if report.incomplete:
+        print(f"ironbus: {report.incomplete}", file=sys.stderr)
+    if report.forgotten:
+        text = f"{report.forgotten:,} events were too long ago for --dedupe; a copy of one counts as delivered"
+        print(f"ironbus: {text}", file=sys.stderr)
+    show_feed(report, out, as_json)
+    raise typer.Exit(1 if report.failed else 0)
+
+
+def show_feed(report: feeding.FeedReport, out: Console, json_wanted: bool) -> None:
+    """The report of ``feed``."""
+    counts = {name: getattr(report, name) for name in ("read", "bad", "duplicates", "delivered", "lost", "dead")}
+    times = {"wait": report.wait, "work": report.work}
+    if json_wanted:
+        print_json(
+            {
+                **counts,
+                "seconds": round(report.seconds, 6),
+                "rate": round(report.rate, 1),
+                "complete": not report.incomplete,
+                "latency": plain(times),
+                "ledger": plain(report.ledger),
+            }
+        )
+        return
+    out.print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    out.print(f"{report.seconds:,.2f} s, {report.rate:,.0f} lines/s")
+    out.print(ledger_table(report.ledger))
+    out.print(latency_table(times))
+
+
+@app.command()
+def demo(as_json: AsJson = False) -> None:
+    """Run a sample log of a shop through handlers of every kind, one slow and one failing."""
+    from ironbus.cli import demo as showing
+
+    out, err = consoles()
+    if not as_json:
+        out.print(
+            "A shop's log goes through five handlers, in four priorities. [bold]warehouse[/] is slow,\n"
+            "and [bold]mailer[/] fails each time: its deliveries end as dead, and nobody waits for it."
+        )
+    with (
+        failures_on(err, limit=0),  # announced, and in the ledger
+        Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=err,
+            disable=as_json or not err.is_terminal,
+        ) as bar,
+    ):
+        tasks = {}
+
+        def progress(ledger: Ledger) -> None:
+            for name, lane in ledger.subscriptions.items():
+                if name not in tasks:
+                    tasks[name] = bar.add_task(name)
+                bar.update(tasks[name], total=lane.routed, completed=lane.done + lane.dead)
+
+        report = run(showing.demo(progress))
+    if as_json:
+        print_json(plain(report) | {"as_announced": report.as_announced})
+    else:
+        out.print(
+            f"{report.read} lines, {report.duplicates} of them sent twice, {report.deliveries:,} deliveries in "
+            f"{report.seconds:.2f} s; {report.announced_failures} failures, as announced"
+        )
+        out.print(ledger_table(report.ledger))
+        waits = ", ".join(f"{name} {seconds(wait)}" for name, wait in report.slow_waits.items())
+        out.print(f"mean wait for the slow handler, by priority: {waits}")
+        out.print(latency_table(report.latency))
+    raise typer.Exit(0 if report.as_announced else 1)
+
+
+@app.command()
+def bench(
+    events: Annotated[int, typer.Option(min=1_000, help="Events in each round.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, ours and the peer's in turn; the median counts.")] = 5,
+    only: Annotated[
+        str | None, typer.Option(help="Only the rows whose name has this in it.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the bus on this machine beside its peers and against its targets.
+
+    Peers that are not installed are left out: pip install "ironbus[bench]".
+    """
+    if _core.debug_build:
+        fail("this is a debug build, and its figures would mean nothing; install a release build")
+    from ironbus.cli import bench as benching
+    from ironbus.cli.bench_rows import ROWS, Scale
+
+    rows = [row for row in ROWS if only is None or only in row.name]
+    if not rows:
+        fail(f"no row has {only!r} in its name; there are: {', '.join(row.name for row in ROWS)}")
+    out, err = consoles()
+    results: list[benching.Result] = []
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=as_json or not err.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=len(rows))
+        for row in rows:
+            bar.update(task, description=row.name)
+            try:
+                results.append(benching.measure(row, Scale(events, rounds)))
+            except KeyboardInterrupt:
+                print("ironbus: interrupted", file=sys.stderr)
+                raise typer.Exit(130) from None
+            bar.advance(task)
+    if as_json:
+        print_json({"machine": benching.machine(), "rows": [benching.result_json(result) for result in results]})
+        return
+    out.print(benching.machine_line(), soft_wrap=True)
+    out.print(benching.table(results))
+
+
+def print_json(value: Any) -> None:
+    """One object on one line of stdout."""
+    print(json.dumps(value))
+
+
+def open_input(file: str) -> tuple[io.FileIO, int | None]:
+    """The bytes of ``file``, and how many there are if that is known."""
+    try:
+        raw = io.FileIO(0 if file == "-" else file, "rb", closefd=file != "-")
+    except OSError as error:
+        fail(f"cannot read {file}: {error.strerror}")
+    status = os.fstat(raw.fileno())
+    return raw, status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def load_handler(path: str) -> Callable[..., Any]:
+    """The function at ``module:function``, looked for in the working directory too."""
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        fail(f"--handler {path}: give it as module:function")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        fail(f"--handler {path}: there is no module {error.name}")
+    except AttributeError:
+        fail(f"--handler {path}: the module has no {name}")
+    except Exception as error:  # whatever a module may raise while it is imported
+        fail(f"--handler {path}: the module cannot be imported ({type(error).__name__})")
+    if not callable(found):
+        fail(f"--handler {path}: that is not a function")
+    handler: Callable[..., Any] = found
+    return handler
+
+
+__all__ = ["app"]

@@ -1,0 +1,542 @@
+"""The benchmarks, once: ``ironbus bench`` and ``benches/`` both run these rows.
+
+A row measures against a peer, or against the bus itself under a lighter load,
+in the same run: the two take turns, and the median of the rounds' ratios
+counts, so that a busy machine disturbs both alike. All rows are in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ironbus import Event, EventBus, Idempotency
+from ironbus.cli import bench_peers as peers
+from ironbus.cli.bench_peers import Payload, expect
+from ironbus.cli.loop_probe import LoopProbe
+from ironbus.ordering import EventOrderingManager, IdempotencyManager
+
+BATCH = 1_000
+MANY = 1_000_000  # live keys, or queued events, that must not be felt
+PACE = 20_000  # events a second in the row of latencies
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much to do."""
+
+    events: int = 100_000
+    rounds: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure must reach, and what it aims at."""
+
+    label: str
+    unit: str  # "x", "B" or "s"
+    must: float
+    aim: float
+    at_most: bool = False
+
+    def verdict(self, value: float) -> str:
+        """``aim``, ``must`` or ``missed``: the best that is met."""
+        for name, bound in (("aim", self.aim), ("must", self.must)):
+            if value <= bound if self.at_most else value >= bound:
+                return name
+        return "missed"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one row measured: a value for each of its targets, and the speeds behind them."""
+
+    values: tuple[float, ...]
+    rate: float = 0.0  # events per second, ours
+    peer_rate: float = 0.0
+    peak: int = 0  # bytes of memory at most, where the figure is a size
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table of targets."""
+
+    name: str
+    targets: tuple[Target, ...]
+    measure: Callable[[Scale], Sample] = field(repr=False)
+    peer: str = ""
+
+
+Timed = Callable[[Sequence[Payload]], float]
+
+
+@cache
+def payloads(count: int) -> Sequence[Payload]:
+    """The payload of the table of targets, ``count`` times, all different."""
+    return [{"order_id": i, "customer": f"c{i % 100}", "amount": 19.99, "items": ["a", "b", "c"]} for i in range(count)]
+
+
+def against(ours: Timed, peer: Timed, scale: Scale) -> Sample:
+    """Ours and the peer's in turn; how many times as fast ours is."""
+    work = payloads(scale.events)
+    pairs = []
+    for _ in range(scale.rounds):
+        gc.collect()
+        theirs = peer(work)
+        gc.collect()
+        pairs.append((ours(work), theirs))
+    return Sample(
+        values=(statistics.median(theirs / own for own, theirs in pairs),),
+        rate=scale.events / statistics.median(own for own, _ in pairs),
+        peer_rate=scale.events / statistics.median(theirs for _, theirs in pairs),
+    )
+
+
+class Counter:
+    """Counts deliveries, and tells when all of a round have come."""
+
+    def __init__(self) -> None:
+        self.seen = self.wanted = 0
+        self.complete = asyncio.Event()
+
+    def expect(self, more: int) -> None:
+        """Before a round of ``more`` deliveries."""
+        self.wanted = self.seen + more
+        self.complete.clear()
+
+    async def __call__(self, _: Event) -> None:
+        self.seen += 1
+        if self.seen == self.wanted:
+            self.complete.set()
+
+
+async def publish_each(bus: EventBus, work: Sequence[Payload]) -> None:
+    """One ``await`` an event."""
+    for payload in work:
+        await bus.publish("order", payload)
+
+
+async def publish_batches(bus: EventBus, work: Sequence[Payload]) -> None:
+    """One ``await`` a thousand events."""
+    events = iter([("order", payload) for payload in work])
+    while batch := list(islice(events, BATCH)):
+        await bus.publish_many(batch)
+
+
+def through_bus(
+    work: Sequence[Payload],
+    publish: Callable[[EventBus, Sequence[Payload]], Awaitable[None]] = publish_each,
+    idempotency: str = "key",
+) -> float:
+    """Publishes all and waits until all are settled, with an async handler."""
+
+    async def run() -> float:
+        bus, seen = EventBus(idempotency=idempotency), 0
+
+        async def handler(_: Event) -> None:
+            nonlocal seen
+            seen += 1
+
+        bus.subscribe("order", handler)
+        async with bus:
+            start = time.perf_counter()
+            await publish(bus, work)
+            await bus.drain()
+            seconds = time.perf_counter() - start
+        expect(seen, len(work))
+        return seconds
+
+    return asyncio.run(run())
+
+
+def sync_handlers(scale: Scale) -> Sample:
+    """Sync handlers on the bus's threads; how late the loop wakes up meanwhile."""
+    lags: list[float] = []
+
+    def ours(work: Sequence[Payload]) -> float:
+        async def run() -> float:
+            bus, seen = EventBus(), 0
+
+            def handler(_: Event) -> None:
+                nonlocal seen
+                seen += 1
+
+            bus.subscribe("order", handler)
+            async with bus, LoopProbe() as probe:
+                probe.lags.clear()
+                start = time.perf_counter()
+                await publish_each(bus, work)
+                await bus.drain()
+                seconds = time.perf_counter() - start
+                lags.extend(probe.lags)
+            expect(seen, len(work))
+            return seconds
+
+        return asyncio.run(run())
+
+    sample = against(ours, peers.blinker_send, scale)
+    return Sample((*sample.values, quantile(lags, 0.99)), sample.rate, sample.peer_rate)
+
+
+def digest(work: Sequence[Payload]) -> float:
+    """The duplicate check alone."""
+    manager = IdempotencyManager()
+    start = time.perf_counter()
+    duplicates = sum(manager.is_duplicate("order", payload) for payload in work)
+    seconds = time.perf_counter() - start
+    expect(duplicates, 0)
+    return seconds
+
+
+def ordering(make: Callable[[], Any], work: Sequence[Payload]) -> float:
+    """Number, queue, fetch and mark, a thousand events at a time."""
+    manager, done = make(), 0
+    ids = [f"event-{i}" for i in range(len(work))]
+    start = time.perf_counter()
+    for begin in range(0, len(work), BATCH):
+        for event_id, payload in zip(ids[begin : begin + BATCH], work[begin : begin + BATCH], strict=True):
+            manager.queue_event(payload, manager.assign_sequence(event_id))
+        while batch := manager.get_next_events(10):
+            for sequence, _ in batch:
+                manager.mark_processed(sequence.event_id)
+                done += 1
+    seconds = time.perf_counter() - start
+    expect(done, len(work))
+    return seconds
+
+
+@dataclass(slots=True)
+class Load:
+    """A bus, the round that is measured on it, and what it carries besides."""
+
+    bus: EventBus
+    publish: Callable[[EventBus, Sequence[Payload]], Awaitable[None]] = publish_each
+    topics: tuple[str, ...] = ("order",)
+    lanes: int = 1  # for each topic
+    prepare: Callable[[EventBus], Awaitable[None]] | None = None
+    counter: Counter = field(default_factory=Counter)
+
+    async def start(self) -> None:
+        """Everything that is not measured."""
+        for topic in self.topics:
+            for lane in range(self.lanes):
+                self.bus.subscribe(topic, self.counter, name=f"{topic}-{lane}")
+        await self.bus.start()
+        if self.prepare is not None:
+            await self.prepare(self.bus)
+
+    async def round(self, work: Sequence[Payload]) -> float:
+        """Seconds until all deliveries have begun their handlers."""
+        self.counter.expect(len(work) * self.lanes)
+        gc.collect()
+        start = time.perf_counter()
+        await self.publish(self.bus, work)
+        await self.counter.complete.wait()
+        return time.perf_counter() - start
+
+
+def burden(light: Callable[[], Load], heavy: Callable[[], Load], scale: Scale) -> Sample:
+    """What a delivery costs on the heavy bus, as a multiple of what it costs on the light one."""
+
+    async def run() -> Sample:
+        buses = light(), heavy()
+        costs: tuple[list[float], list[float]] = ([], [])
+        try:
+            for load in buses:
+                await load.start()
+            for _ in range(scale.rounds):
+                for load, cost in zip(buses, costs, strict=True):
+                    work = payloads(scale.events)[: scale.events // load.lanes]
+                    cost.append(await load.round(work) / (len(work) * load.lanes))
+        finally:
+            for load in buses:
+                await load.bus.stop(timeout=0.0)
+        ratios = [more / less for less, more in zip(*costs, strict=True)]
+        return Sample((statistics.median(ratios),), 1 / statistics.median(costs[1]), 1 / statistics.median(costs[0]))
+
+    return asyncio.run(run())
+
+
+def one_lane() -> Load:
+    """The light load."""
+    return Load(EventBus())
+
+
+def among_subscriptions() -> Load:
+    """Ten thousand lanes that listen to something else."""
+
+    async def prepare(bus: EventBus) -> None:
+        for i in range(10_000):
+            bus.subscribe(f"other.{i}", _never, name=f"other-{i}")
+
+    return Load(EventBus(), prepare=prepare)
+
+
+def with_keys(live: int) -> Load:
+    """Each event has its own idempotency key; ``live`` others are remembered."""
+    issued = 0
+
+    async def publish(bus: EventBus, work: Sequence[Payload]) -> None:
+        nonlocal issued
+        for number, payload in enumerate(work, issued):
+            await bus.publish("order", payload, idempotency_key=f"order-{number}")
+        issued += len(work)
+
+    async def prepare(bus: EventBus) -> None:
+        for i in range(live):
+            await bus.publish("nobody", idempotency_key=f"key-{i}")
+
+    return Load(EventBus(idempotency=Idempotency(max_keys=4 * MANY)), publish=publish, prepare=prepare)
+
+
+def with_queued(count: int) -> Load:
+    """``count`` events wait in a paused lane."""
+
+    async def prepare(bus: EventBus) -> None:
+        bus.subscribe("parked", _never, name="parked", max_queue_size=count).pause()
+        for batch in range(0, count, BATCH):
+            await bus.publish_many([("parked", PARKED)] * min(BATCH, count - batch))
+
+    return Load(EventBus(), prepare=prepare)
+
+
+PARKED: Payload = {"order_id": 1}
+
+
+async def _never(_: Event) -> None:
+    raise AssertionError("nothing is delivered here")
+
+
+def ten_lanes() -> Load:
+    """Each event goes to ten lanes."""
+    return Load(EventBus(), lanes=10)
+
+
+def thousand_lanes() -> Load:
+    """The events go to a thousand lanes in turn."""
+    topics = tuple(f"order.{i}" for i in range(1_000))
+
+    async def publish(bus: EventBus, work: Sequence[Payload]) -> None:
+        for i, payload in enumerate(work):
+            await bus.publish(topics[i % 1_000], payload)
+
+    return Load(EventBus(), topics=topics, publish=publish)
+
+
+def publisher_threads(scale: Scale) -> Sample:
+    """Eight threads that publish at once, against one."""
+
+    def publishing(threads: int, work: Sequence[Payload]) -> float:
+        bus, seen = EventBus(), 0
+
+        def handler(_: Event) -> None:
+            nonlocal seen
+            seen += 1
+
+        def publish(part: Sequence[Payload]) -> None:
+            for payload in part:
+                bus.publish_sync("order", payload)
+
+        bus.subscribe("order", handler)
+        workers = [threading.Thread(target=publish, args=(work[i::threads],)) for i in range(threads)]
+        with bus:
+            start = time.perf_counter()
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            bus.sync.drain()
+            seconds = time.perf_counter() - start
+        expect(seen, len(work))
+        return seconds
+
+    return against(partial(publishing, 8), partial(publishing, 1), scale)
+
+
+def latency(scale: Scale) -> Sample:
+    """From the call of ``publish`` to the handler's first line, at a steady pace on one loop."""
+    count = min(scale.events, 2 * PACE)
+
+    async def run() -> Sample:
+        waits: list[float] = []
+
+        async def handler(event: Event) -> None:
+            waits.append(time.perf_counter() - event.data)
+
+        bus = EventBus()
+        bus.subscribe("tick", handler)
+        async with bus:
+            start = time.perf_counter()
+            for i in range(count):
+                while time.perf_counter() < start + i / PACE:  # noqa: ASYNC110 - no timer is that fine
+                    await asyncio.sleep(0)
+                await bus.publish("tick", time.perf_counter())
+            seconds = time.perf_counter() - start
+            await bus.drain()
+        expect(len(waits), count)
+        return Sample((quantile(waits, 0.5), quantile(waits, 0.99)), rate=count / seconds)
+
+    return asyncio.run(run())
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the values are."""
+    ordered = sorted(values)
+    if not ordered:
+        raise NotHere("too few events to measure a time")
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+STATM = Path("/proc/self/statm")
+
+
+def in_fresh_process(what: str, count: int) -> Sample:
+    """The memory that ``count`` more things take, measured where nothing else has allocated before."""
+    if not STATM.exists():
+        raise NotHere("needs /proc/self/statm")
+    code = f"from ironbus.cli import bench_rows; bench_rows.report_memory({what!r}, {count})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1]}")
+    result = json.loads(done.stdout)
+    return Sample((result["bytes"] / count,), rate=count / result["seconds"], peak=result["peak"])
+
+
+class NotHere(Exception):
+    """This machine cannot measure that; the text says why."""
+
+
+def report_memory(what: str, count: int) -> None:
+    """Runs in the fresh process: prints what ``count`` queued events, or keys, take."""
+    import resource
+
+    def resident() -> int:
+        gc.collect()
+        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def queued(bus: EventBus, numbers: range) -> None:
+        for _ in numbers:
+            await bus.publish("order", PARKED)
+
+    async def keys(bus: EventBus, numbers: range) -> None:
+        for number in numbers:
+            await bus.publish("nobody", idempotency_key=f"key-{number}")
+
+    async def run() -> None:
+        fill = {"queued": queued, "keys": keys}[what]
+        bus = EventBus(max_queue_size=count + BATCH, idempotency=Idempotency(max_keys=count + BATCH))
+        bus.subscribe("order", _never).pause()
+        await bus.start()
+        await fill(bus, range(BATCH))
+        before, start = resident(), time.perf_counter()
+        await fill(bus, range(BATCH, BATCH + count))
+        seconds = time.perf_counter() - start
+        grown = resident() - before
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"bytes": grown, "seconds": seconds, "peak": peak}))
+        await bus.stop(timeout=0.0)
+
+    asyncio.run(run())
+
+
+def _times(must: float, aim: float) -> tuple[Target, ...]:
+    return (Target("speed", "x", must, aim),)
+
+
+def _cost(must: float, aim: float) -> tuple[Target, ...]:
+    return (Target("cost", "x", must, aim, at_most=True),)
+
+
+def _size(must: float, aim: float) -> tuple[Target, ...]:
+    return (Target("size", "B", must, aim, at_most=True),)
+
+
+ROWS: Sequence[Row] = (
+    Row(
+        "publish",
+        _times(1.5, 2.5),
+        lambda scale: against(through_bus, peers.asyncio_queue, scale),
+        "asyncio.Queue + worker",
+    ),
+    Row(
+        "publish, content idempotency",
+        _times(1.0, 1.4),
+        lambda scale: against(partial(through_bus, idempotency="content"), peers.pyee_emit, scale),
+        "pyee emit",
+    ),
+    Row(
+        "publish_many",
+        _times(2.5, 4.0),
+        lambda scale: against(partial(through_bus, publish=publish_batches), peers.asyncio_queue, scale),
+        "asyncio.Queue + worker",
+    ),
+    Row(
+        "sync handlers",
+        (*_times(1.0, 2.0), Target("loop wake-up p99", "s", 1e-3, 1e-3, at_most=True)),
+        sync_handlers,
+        "blinker send",
+    ),
+    Row(
+        "IdempotencyManager",
+        _times(8.0, 12.0),
+        lambda scale: against(digest, peers.digest_in_python, scale),
+        "json + hashlib + dict",
+    ),
+    Row(
+        "EventOrderingManager",
+        _times(8.0, 15.0),
+        lambda scale: against(
+            partial(ordering, EventOrderingManager), partial(ordering, peers.OrderingInPython), scale
+        ),
+        "deques and a lock",
+    ),
+    Row("memory per queued event", _size(250, 128), lambda scale: in_fresh_process("queued", 5 * scale.events)),
+    Row("memory per idempotency key", _size(64, 36), lambda scale: in_fresh_process("keys", 10 * scale.events)),
+    Row(
+        "10,000 other subscriptions",
+        _cost(1.3, 1.1),
+        lambda scale: burden(one_lane, among_subscriptions, scale),
+        "one subscription",
+    ),
+    Row(
+        "1 M live keys",
+        _cost(1.3, 1.1),
+        lambda scale: burden(partial(with_keys, 0), partial(with_keys, MANY), scale),
+        "no older keys",
+    ),
+    Row(
+        "1 M queued",
+        _cost(1.3, 1.1),
+        lambda scale: burden(one_lane, partial(with_queued, MANY), scale),
+        "none queued",
+    ),
+    Row("10 lanes per event", _cost(1.2, 0.8), lambda scale: burden(one_lane, ten_lanes, scale), "one lane"),
+    Row(
+        "1,000 active lanes",
+        _cost(1.2, 0.8),
+        lambda scale: burden(one_lane, thousand_lanes, scale),
+        "one lane",
+    ),
+    Row("8 publisher threads", _times(0.9, 1.0), publisher_threads, "one thread"),
+    Row(
+        "latency at 20,000 ev/s",
+        (Target("p50", "s", 50e-6, 10e-6, at_most=True), Target("p99", "s", 1e-3, 200e-6, at_most=True)),
+        latency,
+    ),
+)
+
+
+__all__ = ["ROWS", "NotHere", "Row", "Sample", "Scale", "Target"]

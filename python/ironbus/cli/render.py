@@ -1,0 +1,93 @@
+"""How reports look: tables for people, plain objects for ``--json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ironbus.report import Latency, Ledger
+
+SHOWN_FAILURES = 5
+
+
+def as_json(value: Any) -> Any:
+    """A report as what ``json.dumps`` takes. (``dataclasses.asdict`` cannot copy a mapping proxy.)"""
+    if dataclasses.is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    return value
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:,.1f} {unit}"
+    return f"{value / 1e-6:,.1f} µs"
+
+
+def ledger_table(ledger: Ledger) -> Table:
+    """Where every delivery went, one line a subscription."""
+    columns = ("routed", "done", "dead", "dropped", "expired", "filtered", "pending")
+    table = Table(title=_balance(ledger), title_justify="left")
+    table.add_column("subscription")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, lane in ledger.subscriptions.items():
+        table.add_row(name, *(f"{getattr(lane, column):,}" for column in columns))
+    return table
+
+
+def _balance(ledger: Ledger) -> str:
+    outcomes = ("accepted", "duplicate", "rejected", "waiting", "cancelled", "unknown")
+    told = [f"{getattr(ledger, name):,} {name}" for name in outcomes if name == "accepted" or getattr(ledger, name)]
+    verdict = "balanced" if ledger.balanced else "NOT BALANCED"
+    return f"{ledger.offered:,} offered = {' + '.join(told)} ({verdict})"
+
+
+def latency_table(times: Mapping[str, Latency]) -> Table:
+    """Percentiles, one line a measured time."""
+    columns = ("p50", "p90", "p99", "max")
+    table = Table(title="latency", title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, latency in times.items():
+        table.add_row(name, *(seconds(getattr(latency, column)) for column in columns))
+    return table
+
+
+class _FirstFew(logging.Handler):
+    def __init__(self, console: Console, limit: int) -> None:
+        super().__init__(logging.WARNING)
+        self.console, self.limit, self.count = console, limit, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+        if self.count <= self.limit:
+            self.console.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+@contextmanager
+def failures_on(console: Console, limit: int = SHOWN_FAILURES) -> Iterator[None]:
+    """Shows the first few of the bus's log records: a handler that always fails must not flood the terminal."""
+    logger, handler = logging.getLogger("ironbus"), _FirstFew(console, limit)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+    if limit and handler.count > limit:
+        console.print(f"… and {handler.count - limit:,} more failures", markup=False)
+
+
+__all__ = ["as_json", "failures_on", "latency_table", "ledger_table", "seconds"]

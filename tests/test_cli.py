@@ -1,0 +1,331 @@
+"""The command line: what it counts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer", reason="needs the extra cli")
+
+HERE = Path(__file__).resolve().parent
+DATA = Path(os.environ.get("IRONBUS_DATA", HERE.parent.parent / "shared" / "data"))
+INCIDENTS = DATA / "bpic2013_incidents.jsonl.gz"
+
+
+@dataclass
+class Run:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Run]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """A real process in an empty folder: exit codes, streams and the working directory are what is tested."""
+
+    def run(*args: str | Path, stdin: bytes = b"") -> Run:
+        done = subprocess.run(
+            [sys.executable, "-m", "ironbus.cli", *map(str, args)],
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+def lines(*records: Any) -> bytes:
+    return b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in records)
+
+
+def event(number: int, **more: Any) -> dict[str, Any]:
+    return {"type": "order.paid", "data": {"id": number}, **more}
+
+
+def counts(report: dict[str, Any]) -> dict[str, int]:
+    return {name: report[name] for name in ("read", "bad", "duplicates", "delivered", "lost", "dead")}
+
+
+def test_feed_counts_each_line_once(cli: Cli, tmp_path: Path) -> None:
+    """The account of a file must add up to its lines."""
+    (tmp_path / "log.jsonl").write_bytes(lines(event(1), event(2), event(1)))
+    run = cli("feed", "log.jsonl", "--json")
+    assert run.code == 0
+    assert counts(run.json) == {"read": 3, "bad": 0, "duplicates": 0, "delivered": 3, "lost": 0, "dead": 0}
+    assert run.err == ""
+
+
+def test_feed_json_has_the_documented_form(cli: Cli) -> None:
+    """Programs read this object; a field that goes missing breaks them."""
+    report = cli("feed", "-", "--json", stdin=lines(event(1))).json
+    assert {"read", "bad", "duplicates", "delivered", "lost", "dead", "seconds", "rate", "latency", "ledger"} <= set(
+        report
+    )
+    assert set(report["latency"]) == {"wait", "work"}
+    assert report["ledger"]["offered"] == 1
+    assert report["ledger"]["subscriptions"]["feed"]["done"] == 1
+
+
+def test_feed_reads_gzip_from_files_and_pipes(cli: Cli, tmp_path: Path) -> None:
+    """Logs are kept gzipped; the content tells, not the name."""
+    packed = gzip.compress(lines(event(1), event(2)))
+    (tmp_path / "log.gz").write_bytes(packed)
+    assert cli("feed", "log.gz", "--json").json["delivered"] == 2
+    assert cli("feed", "-", "--json", stdin=packed).json["delivered"] == 2
+
+
+def test_feed_takes_a_last_line_without_its_end_and_skips_empty_ones(cli: Cli) -> None:
+    """A log is often read while it is written; empty lines are not events."""
+    report = cli("feed", "-", "--json", stdin=b"\n  \r\n" + lines(event(1)) + json.dumps(event(2)).encode()).json
+    assert counts(report) == {"read": 2, "bad": 0, "duplicates": 0, "delivered": 2, "lost": 0, "dead": 0}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"{secret", "not JSON"),
+        (b'{"type": "secret", "data": NaN}', "not JSON"),
+        (b'"secret"', "not a JSON object"),
+        (b'{"data": "secret"}', 'no field "type"'),
+        (b'{"type": "secret"}', 'no field "data"'),
+        (b'{"type": 7, "data": "secret"}', 'the field "type" is not a string'),
+        (b'{"type": "", "data": "secret"}', "type"),
+        (b"[" * 200_000, "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named_by_number_and_stops_nothing(cli: Cli, bad: bytes, reason: str) -> None:
+    """One bad line must not cost the others, nor show its content."""
+    run = cli("feed", "-", "--json", stdin=lines(event(1), b"", bad, event(2)))
+    assert run.code == 0
+    assert counts(run.json) == {"read": 3, "bad": 1, "duplicates": 0, "delivered": 2, "lost": 0, "dead": 0}
+    assert run.err.startswith("line 3: ")
+    assert reason in run.err
+    assert "secret" not in run.err + run.out
+
+
+def test_a_line_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A line that is too long is one bad line, and reading goes on after it."""
+    import asyncio
+    import io
+
+    from ironbus.cli import lines as module
+
+    monkeypatch.setattr(module, "MAX_LINE", 100)
+    monkeypatch.setattr(module, "CHUNK", 64)
+    path = tmp_path / "log"
+    path.write_bytes(b"1\n" + b"x" * 1_000 + b"\n3\n" + b"y" * 101)
+
+    async def read() -> list[tuple[int, bytes | None]]:
+        with io.FileIO(path) as raw:
+            return [line async for batch in module.numbered_lines(raw) for line in batch]
+
+    assert asyncio.run(read()) == [(1, b"1"), (2, None), (3, b"3"), (4, None)]
+
+
+def test_feed_keys_and_priorities(cli: Cli) -> None:
+    """A key that was asked for must be there; a priority may be a name, a number, or absent."""
+    run = cli(
+        "feed", "-", "--json", "--key-field", "case", "--priority-field", "level", "--concurrency", "4",
+        stdin=lines(
+            event(1, case="a"),
+            event(2, case=7, level="high"),
+            event(3, case="b", level=0),
+            event(4),
+            event(5, case=""),
+            event(6, case="c", level="urgent"),
+            event(7, case="c", level=9),
+            event(8, case="c", level=True),
+        ),
+    )  # fmt: skip
+    assert counts(run.json) == {"read": 8, "bad": 5, "duplicates": 0, "delivered": 3, "lost": 0, "dead": 0}
+    assert [line.split(":")[0] for line in run.err.splitlines()] == [f"line {n}" for n in range(4, 9)]
+
+
+def test_feed_dedupe_goes_by_type_and_data(cli: Cli) -> None:
+    """The same content is delivered once, whatever the order of its fields; another type is another event."""
+    run = cli(
+        "feed", "-", "--json", "--dedupe",
+        stdin=lines({"type": "a", "data": {"x": 1, "y": 2}}, {"type": "a", "data": {"y": 2, "x": 1}},
+                    {"type": "b", "data": {"x": 1, "y": 2}}),
+    )  # fmt: skip
+    assert counts(run.json) == {"read": 3, "bad": 0, "duplicates": 1, "delivered": 2, "lost": 0, "dead": 0}
+
+
+def test_feed_dedupe_survives_a_bad_line_in_the_same_batch(cli: Cli) -> None:
+    """A batch that the bus refuses is published again one by one: nothing of it may count twice."""
+    run = cli("feed", "-", "--json", "--dedupe", stdin=lines(event(1), {"type": "", "data": 1}, event(1), event(2)))
+    assert counts(run.json) == {"read": 4, "bad": 1, "duplicates": 1, "delivered": 2, "lost": 0, "dead": 0}
+
+
+def test_feed_calls_a_handler_of_the_working_directory(cli: Cli, tmp_path: Path) -> None:
+    """One's own function is found where the command is run, and keeps the order of the file."""
+    (tmp_path / "mine.py").write_text("def handle(event):\n    open('seen', 'a').write(f'{event.data[\"id\"]} ')\n")
+    run = cli("feed", "-", "--json", "--handler", "mine:handle", stdin=lines(*map(event, range(20))))
+    assert (run.code, run.json["delivered"]) == (0, 20)
+    assert (tmp_path / "seen").read_text().split() == [str(n) for n in range(20)]
+
+
+def test_a_failing_handler_is_dead_and_exit_code_1(cli: Cli, tmp_path: Path) -> None:
+    """A script must notice that its handler failed; the payload stays out of the text."""
+    (tmp_path / "mine.py").write_text(
+        "async def handle(event):\n    if event.data['id'] == 2: raise ValueError('secret')\n"
+    )
+    run = cli("feed", "-", "--json", "--handler", "mine:handle", stdin=lines(*map(event, range(5))))
+    assert run.code == 1
+    assert counts(run.json) == {"read": 5, "bad": 0, "duplicates": 0, "delivered": 4, "lost": 0, "dead": 1}
+    assert "secret" not in run.err + run.out
+
+
+def test_many_failures_do_not_flood_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    """The first few say it all."""
+    (tmp_path / "mine.py").write_text("def handle(event):\n    raise ValueError\n")
+    run = cli("feed", "-", "--json", "--handler", "mine:handle", stdin=lines(*map(event, range(500))))
+    assert run.json["dead"] == 500
+    assert len(run.err.splitlines()) < 50
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["missing.jsonl"],
+        ["."],
+        ["-", "--handler", "nothing"],
+        ["-", "--handler", "no_such_module_here:f"],
+        ["-", "--handler", "json:no_such_function"],
+        ["-", "--handler", "json:__name__"],
+        ["-", "--concurrency", "2"],
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(cli: Cli, arguments: list[str]) -> None:
+    """People get a sentence, not a traceback."""
+    run = cli("feed", *arguments)
+    assert run.code == 2
+    assert run.out == ""
+    assert len(run.err.splitlines()) == 1
+    assert run.err.startswith("ironbus: ")
+
+
+def test_a_truncated_archive_is_said_and_exit_code_1(cli: Cli, tmp_path: Path) -> None:
+    """What could be read is delivered, and the rest is not passed over in silence."""
+    packed = gzip.compress(lines(*map(event, range(20_000))))
+    (tmp_path / "cut.gz").write_bytes(packed[: len(packed) // 2])
+    run = cli("feed", "cut.gz", "--json")
+    assert run.code == 1
+    assert run.json["complete"] is False
+    assert run.json["delivered"] > 0
+    assert "cannot be read to its end" in run.err
+
+
+def test_feed_prints_a_table_for_people(cli: Cli) -> None:
+    """Without --json the same figures stand in a table, and no progress bar goes into a pipe."""
+    run = cli("feed", "-", stdin=lines(event(1)))
+    assert run.code == 0
+    assert "1 read" in run.out
+    assert "balanced" in run.out
+    assert run.err == ""
+
+
+@pytest.mark.skipif(not INCIDENTS.exists(), reason="the incident log is not here (IRONBUS_DATA)")
+def test_feed_a_real_log(cli: Cli) -> None:
+    """65,533 real events, 15,260 of them copies: each in its place."""
+    run = cli("feed", INCIDENTS, "--dedupe", "--key-field", "key", "--concurrency", "4", "--json")
+    assert run.code == 0
+    assert counts(run.json) == {
+        "read": 65_533,
+        "bad": 0,
+        "duplicates": 15_260,
+        "delivered": 50_273,
+        "lost": 0,
+        "dead": 0,
+    }
+
+
+def test_demo_ends_as_announced(cli: Cli) -> None:
+    """The failures of the handler that is said to fail are no failure of the demonstration."""
+    run = cli("demo", "--json")
+    assert run.code == 0
+    assert run.json["as_announced"] is True
+    assert run.json["announced_failures"] > 0
+    assert set(run.json["slow_waits"]) == {"CRITICAL", "HIGH", "NORMAL", "LOW"}
+    people = cli("demo")
+    assert people.code == 0
+    assert "(balanced)" in people.out
+
+
+def test_the_sample_log_is_what_its_generator_writes() -> None:
+    """A sample that was edited by hand could not be made again."""
+    from importlib.resources import files
+
+    made = subprocess.run(
+        [sys.executable, HERE / "tools" / "make_sample.py"], capture_output=True, check=True, timeout=60
+    )
+    assert made.stdout == files("ironbus.cli").joinpath("sample.jsonl").read_bytes()
+
+
+def test_version_and_help(cli: Cli) -> None:
+    """Both work without a bus."""
+    import ironbus
+
+    assert cli("--version").out == f"ironbus {ironbus.__version__}\n"
+    run = cli("--help")
+    assert run.code == 0
+    assert all(command in run.out for command in ("feed", "bench", "demo"))
+
+
+def test_without_the_extra_the_script_says_how_to_get_it(tmp_path: Path) -> None:
+    """A bare install has the script but not its libraries."""
+    code = "import sys; sys.modules['typer'] = None\nfrom ironbus.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert 'pip install "ironbus[cli]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bench_measures_a_row(cli: Cli) -> None:
+    """The smallest round of one row without a peer: figures, targets and verdicts are there."""
+    from ironbus import _core
+
+    if _core.debug_build:
+        pytest.skip("a debug build refuses to measure")
+    run = cli("bench", "--events", "1000", "--rounds", "1", "--only", "latency", "--json")
+    assert run.code == 0, run.err
+    (row,) = run.json["rows"]
+    assert [figure["label"] for figure in row["figures"]] == ["p50", "p99"]
+    assert all(figure["verdict"] in ("aim", "must", "missed") for figure in row["figures"])
+    assert run.json["machine"]["durability"] == "memory"
+
+
+def test_bench_names_its_rows_when_none_fits(cli: Cli) -> None:
+    """A typing error must not look like a benchmark that ran."""
+    run = cli("bench", "--only", "no such row")
+    assert run.code == 2
+    assert "publish_many" in run.err
+
+
+def test_each_row_of_the_bench_is_tried_by_its_target() -> None:
+    """A figure on the wrong side of its bound must not pass for one that is met."""
+    from ironbus.cli.bench_rows import Target
+
+    speed = Target("speed", "x", 1.5, 2.5)
+    assert [speed.verdict(value) for value in (1.4, 1.5, 2.5)] == ["missed", "must", "aim"]
+    size = Target("size", "B", 64, 36, at_most=True)
+    assert [size.verdict(value) for value in (65, 64, 36)] == ["missed", "must", "aim"]

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# The gate, step by step; stops at the first step that fails and names it.
+# Usage: gate.sh all | lint | build      (called by the Makefile, which makes .venv)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+bin=$PWD/.venv/bin
+target=${CARGO_TARGET_DIR:-$PWD/target}
+export VIRTUAL_ENV=$PWD/.venv PYO3_PYTHON=$bin/python
+current=start
+began=$SECONDS
+
+step() {
+    current=$1
+    local from=$SECONDS
+    printf '\n==> %s\n' "$current"
+    shift
+    "$@"
+    printf '    ok, %d s\n' $((SECONDS - from))
+}
+
+trap 'code=$?; [ $code -eq 0 ] || printf "\nFAILED at: %s (exit code %d)\n" "$current" "$code" >&2' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+engine_is_pure() { ! grep -rn pyo3 src/engine; }
+
+loom() {
+    local file name
+    for file in tests/loom_*.rs; do
+        [ -e "$file" ] || continue
+        name=$(basename "$file" .rs)
+        RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir "$target/loom" --test "$name"
+    done
+}
+
+build() { "$bin/maturin" develop --quiet --locked --release --extras cli,test,lint,bench; }
+
+stubtest() {
+    local allow=()
+    [ ! -e tests/tools/stubtest-allowlist.txt ] || allow=(--allowlist tests/tools/stubtest-allowlist.txt)
+    "$bin/python" -m mypy.stubtest --mypy-config-file pyproject.toml ${allow[@]+"${allow[@]}"} ironbus._core
+}
+
+lint_rust() {
+    step "cargo fmt" cargo fmt --check
+    step "clippy, the engine alone" cargo clippy --locked --all-targets -- -D warnings
+    step "clippy, with Python" cargo clippy --locked --all-targets --features python -- -D warnings
+    step "the engine knows no pyo3" engine_is_pure
+}
+
+lint_python() {
+    step "ruff" "$bin/ruff" check .
+    step "ruff format" "$bin/ruff" format --check .
+    step "mypy, strict" "$bin/mypy"
+    step "pyright, the public API" "$bin/pyright" --pythonpath "$bin/python"
+    step "stubtest" stubtest
+}
+
+# One CPython >= 3.11 for each minor version, as "3.x<TAB>executable"; that of .venv comes first.
+# Launchers are asked for the executable they stand for: some of them stand for none.
+pythons() {
+    local candidate
+    {
+        echo "$bin/python"
+        for candidate in 3.11 3.12 3.13 3.14 3.15; do type -ap "python$candidate" || true; done
+        ls -d "$HOME"/.pyenv/versions/*/bin/python /usr/bin/python3.1[1-9] 2>/dev/null || true
+    } | while read -r candidate; do
+        "$candidate" -c '
+import sys
+if sys.implementation.name == "cpython" and sys.version_info >= (3, 11) and sys.version_info.releaselevel == "final":
+    import ensurepip, venv
+    print("%d.%d" % sys.version_info[:2], sys.executable, sep="\t")' </dev/null 2>/dev/null || true
+    done | awk -F'\t' '!seen[$1]++'
+}
+
+# The same suite on the wheel that users would install, in a venv that has nothing else.
+wheel() {
+    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 profile
+    if [ "$python" = "$bin/python" ]; then profile=release; else profile=test-wheel; fi
+    [ -e "$venv/.ready" ] || "$python" -m venv --clear "$venv"
+    rm -rf "$out"
+    env -u VIRTUAL_ENV PYO3_PYTHON="$python" \
+        "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "$out"
+    "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$out"/*.whl
+    "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[cli,test]"
+    touch "$venv/.ready"
+    "$venv/bin/python" -I -c "
+import pathlib, sys, ironbus
+assert pathlib.Path(sys.prefix) in pathlib.Path(ironbus.__file__).parents, ironbus.__file__"
+    "$venv/bin/python" -m pytest -q
+}
+
+case ${1:-all} in
+    lint)
+        lint_rust
+        step "build the extension" build
+        lint_python
+        ;;
+    build) step "build the extension" build ;;
+    all)
+        lint_rust
+        step "cargo test, the engine" cargo test --locked
+        step "loom" loom
+        step "build the extension" build
+        lint_python
+        step "pytest" "$bin/python" -m pytest -q
+        while IFS=$'\t' read -r -u 3 version python; do
+            step "pytest on the wheel, CPython $version" wheel "$version" "$python"
+        done 3< <(pythons)
+        ;;
+    *) echo "usage: gate.sh all | lint | build" >&2; exit 2 ;;
+esac
+printf '\nAll steps passed in %d s.\n' $((SECONDS - began))
