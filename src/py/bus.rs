@@ -21,7 +21,6 @@ use super::receipt::{BatchReceipt, Receipt};
 use super::stream::{StreamSeat, StreamSource};
 use crate::engine::lane::{Lane, LaneOptions, LaneReport, Order, Overflow};
 use crate::engine::metrics::Percentiles;
-use crate::engine::priority::Priority;
 use crate::engine::topic::Topic;
 
 /// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
@@ -240,12 +239,11 @@ impl Bus {
         Ok(self.core()?.event_loop().home().map(|home| home.event_loop.clone_ref(py)))
     }
 
-    /// Stops: events are kept from now on, handlers that wait are cancelled. Returns the tasks and
-    /// the threads that end now, and how many handlers were cancelled.
-    fn _halt(slf: &Bound<'_, Self>) -> PyResult<(Py<PyList>, Py<PyList>, usize)> {
+    /// Stops: events are kept from now on, and handlers that wait are cancelled, but for the one in
+    /// the slot `own`. Returns the tasks and the threads that end now, and how many were cancelled.
+    fn _halt(slf: &Bound<'_, Self>, own: Option<u64>) -> PyResult<(Py<PyList>, Py<PyList>, usize)> {
         let py = slf.py();
         let core = Self::core_of(slf.as_any())?;
-        let own = current::origin().filter(|origin| Arc::ptr_eq(&origin.core, &core)).map(|origin| origin.slot);
         core.bus.close();
         let threads = core.pool().close(py)?;
         let (tasks, interrupted) = core.event_loop().halt(py, own)?;
@@ -253,25 +251,27 @@ impl Bus {
     }
 
     /// Lets go of the loop after `_halt`.
-    fn _close(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.core()?;
+    fn _close(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
         core.event_loop().close();
-        core.set_running(false, core.now(py)?);
+        core.set_running(false, core.now(slf.py())?);
         Ok(())
     }
 
-    /// Whether this call comes from a handler of this bus.
-    fn _in_handler(slf: &Bound<'_, Self>) -> PyResult<bool> {
+    /// The lane and the slot (0: a thread) of the handler of this bus that makes the call.
+    fn _own(slf: &Bound<'_, Self>) -> PyResult<Option<(u64, u64)>> {
         let core = Self::core_of(slf.as_any())?;
-        Ok(current::origin().is_some_and(|origin| Arc::ptr_eq(&origin.core, &core)))
+        Ok(current::origin()
+            .filter(|origin| Arc::ptr_eq(&origin.core, &core))
+            .map(|origin| (origin.lane, origin.slot)))
     }
 
     /// A future of the running loop that is done when nothing is queued, running or waiting, but for
-    /// the caller's own lane; None if so now.
-    fn _quiet_future<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    /// the lane that is excused; None if so now.
+    #[pyo3(signature = (excused=None))]
+    fn _quiet_future<'py>(slf: &Bound<'py, Self>, excused: Option<u64>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = slf.py();
         let core = Self::core_of(slf.as_any())?;
-        let excused = Self::own_lane(&core);
         if core.bus.is_quiet(excused) {
             return Ok(None);
         }
@@ -346,12 +346,6 @@ impl Bus {
 
     fn __clear__(&mut self) {
         self.core = None;
-    }
-}
-
-impl Bus {
-    fn own_lane(core: &Arc<Core>) -> Option<u64> {
-        current::origin().filter(|origin| Arc::ptr_eq(&origin.core, core)).map(|origin| origin.lane)
     }
 }
 
@@ -449,9 +443,6 @@ impl LaneHandle {
         self.lane.upgrade().map_or(0, |lane| lane.options.concurrency)
     }
 }
-
-/// The names of the levels, the most urgent first.
-pub const LEVELS: usize = Priority::COUNT;
 
 /// Gives `_core` the two async methods, made from `async def` templates in Python.
 #[pyfunction]

@@ -11,8 +11,8 @@ use std::ptr;
 use pyo3::exceptions::{PyRuntimeError, PySystemError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
-use pyo3::{PyTypeInfo, ffi};
+use pyo3::types::PyTuple;
+use pyo3::{PyClass, PyTypeInfo, ffi};
 
 /// What a step of a coroutine gave.
 pub enum Sent<'py> {
@@ -206,6 +206,11 @@ unsafe extern "C" fn call_method(
     }
 }
 
+// SAFETY: as declared in CPython's `classobject.h`, in all versions.
+unsafe extern "C" {
+    fn PyMethod_New(function: *mut ffi::PyObject, slf: *mut ffi::PyObject) -> *mut ffi::PyObject;
+}
+
 unsafe extern "C" fn bind(
     method: *mut ffi::PyObject,
     instance: *mut ffi::PyObject,
@@ -216,7 +221,7 @@ unsafe extern "C" fn bind(
         if instance.is_null() || instance == ffi::Py_None() {
             return ffi::Py_NewRef(method);
         }
-        ffi::PyMethod_New(method, instance)
+        PyMethod_New(method, instance)
     }
 }
 
@@ -320,7 +325,7 @@ impl<'py> AsyncMethods<'py> {
         // before the collector is told of it.
         unsafe {
             let class = self.0.as_ptr().cast::<ffi::PyTypeObject>();
-            let object = ffi::_PyObject_GC_New(class);
+            let object: *mut ffi::PyObject = ffi::PyObject_GC_New(class);
             let object = Bound::from_owned_ptr_or_err(py, object)?;
             let raw = object.as_ptr().cast::<AsyncMethod>();
             (&raw mut (*raw).vectorcall).write(Some(call_method));
@@ -360,15 +365,6 @@ pub fn warn_never_awaited(py: Python<'_>, name: &str) {
 /// The error of a coroutine that is used in a way that it cannot be.
 pub fn reused(name: &str) -> PyErr {
     PyRuntimeError::new_err(format!("cannot reuse already awaited coroutine '{name}'"))
-}
-
-/// Keyword arguments as a dictionary, for slow paths.
-pub fn keyword_dict<'py>(arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(arguments.py());
-    for (name, value) in arguments.keywords() {
-        dict.set_item(name, value)?;
-    }
-    Ok(dict)
 }
 
 /// For `send` and `throw` as Python methods: the ordinary end is a `StopIteration`.

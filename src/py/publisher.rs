@@ -143,7 +143,7 @@ impl Publish {
         match attempt(py, &call.core, &mut prepared, lane_of(&call.core, call.origin.as_ref()))? {
             Attempt::Accepted { sequence, held } => self.accepted(py, &call.core, prepared, sequence, held),
             Attempt::Duplicate => {
-                let receipt = Bound::new(py, Receipt::duplicate(&call.core, prepared))?;
+                let receipt = Bound::new(py, Receipt::of_duplicate(&call.core, prepared))?;
                 self.swap(State::Over);
                 Ok(Sent::Returned(receipt.into_any()))
             }
@@ -399,7 +399,7 @@ fn publish_prepared_sync(
         match published {
             Published::Accepted(sequence) => return Ok(Receipt::accepted(core, prepared, sequence, false)),
             Published::Held(sequence) => return Ok(Receipt::accepted(core, prepared, sequence, true)),
-            Published::Duplicate => return Ok(Receipt::duplicate(core, prepared)),
+            Published::Duplicate => return Ok(Receipt::of_duplicate(core, prepared)),
             Published::Refused(error) => {
                 prepared.discard();
                 return Err(errors::engine(py, &error));
@@ -641,7 +641,7 @@ impl PublishMany {
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
-                batch.receipts.push(Receipt::duplicate(&batch.core, prepared));
+                batch.receipts.push(Receipt::of_duplicate(&batch.core, prepared));
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),

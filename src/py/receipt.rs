@@ -38,7 +38,7 @@ impl Receipt {
     }
 
     /// For an event that was accepted before.
-    pub fn duplicate(core: &Arc<Core>, prepared: Prepared) -> Self {
+    pub fn of_duplicate(core: &Arc<Core>, prepared: Prepared) -> Self {
         prepared.discard();
         Self { core: Arc::downgrade(core), event: prepared.event, route: None, sequence: 0 }
     }

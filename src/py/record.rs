@@ -85,6 +85,16 @@ pub struct Extras {
     pub correlation: Option<Identity>,
     /// The event whose handler published this one.
     pub causation: Option<Identity>,
+    /// What the publisher ran in, where handlers run in that.
+    pub context: Option<Py<PyAny>>,
+}
+
+impl Record {
+    /// The publisher's context, if handlers run in it.
+    #[inline]
+    pub fn context(&self) -> Option<&Py<PyAny>> {
+        self.extras.as_ref().and_then(|extras| extras.context.as_ref())
+    }
 }
 
 const _: () = assert!(size_of::<Record>() <= 96);

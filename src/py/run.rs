@@ -85,31 +85,39 @@ pub fn begin(
     })();
     let (event, context) = match prepared {
         Ok(prepared) => prepared,
-        Err(error) => return Progress::Ended(entry, end(py, error, false, false)),
+        Err(error) => return Progress::Ended(entry, end(py, error, false)),
     };
     let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
     let (active, called) = current::during(active, || {
         native::in_context(&context, || call(py, lane, current::event(py).as_ref(), steps)).and_then(|called| called)
     });
     let Active { entry, event, .. } = active;
-    let job = |iterator: Bound<'_, PyAny>| {
-        Box::new(Job {
-            lane: lane.clone(),
-            entry,
-            event,
-            context: context.clone().unbind(),
-            iterator: iterator.unbind(),
-            started: now,
-            timed_out: false,
-            recalled: false,
-        })
+    let (iterator, yielded) = match called {
+        Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
+        Ok(Called::Awaitable(iterator)) => (iterator, None),
+        ended => {
+            Event::recycle(py, event);
+            let end = match ended {
+                Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
+                Ok(_) => End::Outcome(Outcome::Done),
+                Err(error) => end(py, error, false),
+            };
+            return Progress::Ended(entry, end);
+        }
     };
-    match called {
-        Ok(Called::Done) => Progress::Ended(entry, End::Outcome(Outcome::Done)),
-        Ok(Called::Filtered) => Progress::Ended(entry, End::Outcome(Outcome::Filtered)),
-        Ok(Called::Suspended(iterator, yielded)) => Progress::Suspended(job(iterator), yielded.unbind()),
-        Ok(Called::Awaitable(iterator)) => Progress::Awaitable(job(iterator)),
-        Err(error) => Progress::Ended(entry, end(py, error, false, false)),
+    let job = Box::new(Job {
+        lane: lane.clone(),
+        entry,
+        event,
+        context: context.unbind(),
+        iterator: iterator.unbind(),
+        started: now,
+        timed_out: false,
+        recalled: false,
+    });
+    match yielded {
+        Some(yielded) => Progress::Suspended(job, yielded.unbind()),
+        None => Progress::Awaitable(job),
     }
 }
 
@@ -155,7 +163,10 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input:
     });
     let Active { entry, event, .. } = active;
     match stepped {
-        Ok(Sent::Returned(_)) => Progress::Ended(entry, End::Outcome(Outcome::Done)),
+        Ok(Sent::Returned(_)) => {
+            Event::recycle(py, event);
+            Progress::Ended(entry, End::Outcome(Outcome::Done))
+        }
         Ok(Sent::Yielded(yielded)) => {
             let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
             Progress::Suspended(Box::new(job), yielded.unbind())
@@ -168,7 +179,7 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input:
                     late.set_cause(py, Some(error));
                     End::Outcome(Outcome::Dead(Arc::new(late)))
                 }
-                _ => end(py, error, recalled, timed_out),
+                _ => end(py, error, recalled),
             };
             Progress::Ended(entry, end)
         }
@@ -190,7 +201,7 @@ fn throw<'py>(iterator: &Bound<'py, PyAny>, error: &Bound<'py, PyAny>) -> PyResu
     }
 }
 
-fn end(py: Python<'_>, error: PyErr, recalled: bool, _timed_out: bool) -> End {
+fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
     match failure::kind(py, &error) {
         Kind::Ending => End::Ending(error),
         Kind::Cancelled if recalled => End::PutBack,

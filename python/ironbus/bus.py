@@ -1,0 +1,614 @@
+"""The event bus: publish, subscribe, start and stop.
+
+This module gives the native bus its names, defaults and checks. Nothing here runs
+per event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
+
+from ironbus import _core, _interval
+from ironbus._core import BatchReceipt, Event, Receipt
+from ironbus._event_log import EventLog
+from ironbus._subscriptions import (
+    CONTEXTS,
+    OVERFLOWS,
+    Handler,
+    Overflow,
+    SubscribeOptions,
+    Subscription,
+    Table,
+    check_choice,
+    check_count,
+    check_handler,
+    check_options,
+    check_topics,
+    default_workers,
+)
+from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock, WrongLoop
+from ironbus.priority import EventPriority
+from ironbus.report import (
+    LaneLedger,
+    Latency,
+    Ledger,
+    Metrics,
+    StopReport,
+    SubscriptionStatistics,
+)
+from ironbus.streams import Expectation, Stream, SyncExpectation, SyncStream
+
+if TYPE_CHECKING:
+    from ironbus._core import EventInput
+
+logger = logging.getLogger("ironbus")
+
+F = TypeVar("F", bound=Callable[..., object])
+
+#: Seconds that stop() waits for handlers that it has cancelled.
+_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What makes an event a duplicate, and for how long that is remembered.
+
+    ``mode``: "key" (events with an equal ``idempotency_key``) or "content" (also
+    events with equal type and data, by :func:`ironbus.content_key`). ``ttl``: seconds,
+    an exact deadline for each key. ``max_keys``: beyond it the oldest keys go, counted.
+    """
+
+    mode: Literal["key", "content"] = "key"
+    ttl: float = 3600
+    max_keys: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        check_choice(self.mode, ("key", "content"), "mode")
+        if isinstance(self.ttl, bool) or not isinstance(self.ttl, (int, float)) or not 0 < self.ttl < 1e9:
+            raise InvalidOption("ttl must be a positive number of seconds", "ttl")
+        check_count(self.max_keys, "max_keys")
+
+
+class EventBus(_core.Bus):
+    """An event bus inside the process.
+
+    ``log_dir``: a folder for an event log (default: ``IRONBUS_LOG_DIR``, else none).
+    ``max_queue_size``: events queued per subscription and priority, and events kept
+    before the start. ``overflow``: what happens beyond it: "block" (publishers wait),
+    "reject" (``QueueFull``), "drop_oldest" or "drop_new" (counted). ``idempotency``:
+    "key", "content" or an :class:`Idempotency`. ``context``: handlers run in a
+    "fresh" context or in their "publisher"'s. ``workers``: threads for sync handlers
+    at most. ``clock``: a callable that returns seconds and never goes back, for tests.
+
+    Making a bus has no side effects, except for the event log's file.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        *,
+        max_queue_size: int = 100_000,
+        overflow: Overflow | None = None,
+        idempotency: Literal["key", "content"] | Idempotency = "key",
+        context: Literal["fresh", "publisher"] = "fresh",
+        workers: int | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        check_count(max_queue_size, "max_queue_size")
+        check_count(workers, "workers")
+        check_choice(overflow, OVERFLOWS, "overflow")
+        check_choice(context, CONTEXTS, "context")
+        if clock is not None and not callable(clock):
+            raise InvalidOption("clock must be a callable that returns seconds", "clock")
+        if not isinstance(idempotency, Idempotency):
+            check_choice(idempotency, ("key", "content"), "idempotency")
+            idempotency = Idempotency(idempotency)
+        self._settings: dict[str, Any] = {
+            "max_queue_size": max_queue_size,
+            "overflow": overflow or "block",
+            "idempotency": idempotency,
+            "context": context,
+            "workers": workers or default_workers(),
+        }
+        self._configure(
+            max_queue_size=max_queue_size,
+            overflow=overflow or "block",
+            by_content=idempotency.mode == "content",
+            ttl=float(idempotency.ttl),
+            max_keys=idempotency.max_keys,
+            publisher_context=context == "publisher",
+            workers=workers or default_workers(),
+            clock=clock,
+        )
+        self._table = Table(self)
+        self._lifecycle = threading.Lock()
+        self._stopping = False
+        self._sync: SyncBus | None = None
+        self._log: EventLog | None = None
+        folder = log_dir if log_dir is not None else os.environ.get("IRONBUS_LOG_DIR") or None
+        if folder is not None:
+            self._log = EventLog(folder)
+            lane = self._make_lane(self._log.write, name="(event log)", **_LOG_LANE)
+            lane.subscribe(["*"])
+
+    # Subscribing -----------------------------------------------------------------
+
+    def subscribe(self, event_type: str, handler: Handler, **options: Unpack[SubscribeOptions]) -> Subscription:
+        """Have ``handler`` called with every event of a type, or of a pattern that contains ``*``.
+
+        An async handler runs on the bus's loop, any other on one of its threads. Plain
+        subscriptions (without options) of an equal handler share one queue: it never
+        overlaps itself and sees all its events in publish order. Any option gives the
+        subscription a queue of its own; see :class:`SubscribeOptions`. Callable from any
+        thread, before or after ``start()``. Raises :class:`ironbus.errors.InvalidSubscription`.
+        """
+        return self._table.subscribe(check_topics([event_type]), check_handler(handler), check_options(dict(options)))
+
+    def on(self, *topics: str, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]:
+        """:meth:`subscribe` as a decorator; the function is returned unchanged.
+
+        An event that several of the topics match is handled once.
+        """
+        checked, checked_options = check_topics(topics), check_options(dict(options))
+
+        def decorate(handler: F) -> F:
+            self._table.subscribe(checked, check_handler(handler), checked_options)
+            return handler
+
+        return decorate
+
+    def unsubscribe(self, event_type: str, handler: Handler) -> None:
+        """Take back one subscription of the handler to the topic. Unknown pairs are only logged."""
+        if not self._table.unsubscribe(event_type, handler):
+            logger.warning("unsubscribe: this handler is not subscribed to %r", event_type)
+
+    def get_subscribers(self) -> dict[str, int]:
+        """Each type or pattern with the number of its subscriptions."""
+        return self._table.counts()
+
+    def stream(self, *topics: str, max_queue_size: int | None = None) -> Stream:
+        """The events of some topics from now on, as an async iterator. See :class:`Stream`."""
+        check_count(max_queue_size, "max_queue_size")
+        names = check_topics(topics)
+        return Stream(self._open_stream(list(names), f"stream({', '.join(names)})", max_queue_size))
+
+    def expect(
+        self, topic: str, *, where: Callable[[Event[Any]], object] | None = None, timeout: float | None = None
+    ) -> Expectation:
+        """One event that comes after this call. See :class:`Expectation`.
+
+        Raises :class:`ironbus.errors.Unsettled` when none came within ``timeout`` seconds.
+        """
+        return Expectation(self.stream(topic), where, timeout)
+
+    # Publishing ------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+        # The native methods, put in place below: see _publish and _publish_many.
+        async def publish(
+            self,
+            event: str | Event[Any],
+            data: Any = None,
+            *,
+            priority: EventPriority | int | None = None,
+            key: str | None = None,
+            idempotency_key: str | None = None,
+            headers: Mapping[str, str] | None = None,
+        ) -> Receipt: ...
+
+        async def publish_many(
+            self,
+            events: Iterable[EventInput],
+            /,
+            *,
+            priority: EventPriority | int | None = None,
+            key: str | None = None,
+            headers: Mapping[str, str] | None = None,
+        ) -> BatchReceipt: ...
+
+    # Start and stop --------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start handling events on the running loop. Repeating it does nothing.
+
+        Events that were published before reach the handlers that are subscribed by now.
+        A stopped bus may be started again, on another loop too.
+        """
+        if self._open():
+            self._stopping = False
+            _interval.hold()
+
+    async def stop(self, timeout: float = 10.0) -> StopReport:
+        """Stop: handle what is queued for up to ``timeout`` seconds, then let go.
+
+        What is left stays queued, in order, for the next start; handlers that still wait
+        for something are cancelled and their events go back with the attempt refunded. A
+        sync handler cannot be stopped: it goes on, and its event is settled when it ends.
+        Callable from any loop and from a handler, which goes on. Repeating it does nothing.
+        """
+        if not self._running:
+            return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
+        home = self._loop
+        own = self._own()
+        if home is not asyncio.get_running_loop():
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._stop(timeout, own), home))
+        return await self._stop(timeout, own)
+
+    async def _stop(self, timeout: float, own: tuple[int, int] | None) -> StopReport:
+        if self._stopping:  # another task stops the bus already
+            await self._idle(timeout, own and own[0])
+            return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
+        self._stopping = True
+        started = time.monotonic()
+        lane, slot = own if own is not None else (None, None)
+        try:
+            drained = await self._idle(timeout, lane)
+        finally:
+            # Also when the wait itself is cancelled: half a stop would be neither.
+            tasks, threads, interrupted = self._halt(slot or None)
+            if tasks:
+                await asyncio.wait(tasks, timeout=_GRACE)
+            await self._join(threads)
+            self._close()
+            self._stopping = False
+            _interval.release()
+            if self._log is not None:
+                self._log.close()
+        left = self.audit().pending - (1 if own is not None else 0)
+        seconds = time.monotonic() - started
+        return StopReport(drained=drained and left <= 0, left=max(left, 0), interrupted=interrupted, seconds=seconds)
+
+    async def _idle(self, timeout: float | None, excused: int | None) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                while (future := self._quiet_future(excused)) is not None:
+                    await future
+        except TimeoutError:
+            return False
+        return True
+
+    async def _join(self, threads: list[threading.Thread]) -> None:
+        deadline = time.monotonic() + _GRACE
+        me = threading.current_thread()
+        for thread in threads:
+            while thread is not me and thread.is_alive() and time.monotonic() < deadline:
+                # They are on their way out, unless a handler holds one; the loop goes on meanwhile.
+                thread.join(0.0005)
+                await asyncio.sleep(0)
+
+    async def drain(self, *, timeout: float | None = None) -> None:
+        """Wait until nothing is queued, running or waiting, cascades included.
+
+        Raises :class:`ironbus.errors.WouldDeadlock` inside a handler of this bus,
+        :class:`ironbus.errors.NotStarted` when there is something to do and nobody to do
+        it, and :class:`ironbus.errors.Unsettled` after ``timeout`` seconds. Any loop.
+        """
+        self._check_drain()
+        if not await self._idle(timeout, None):
+            raise Unsettled("the bus is not idle yet; it goes on, and drain() may be called again", "timeout")
+
+    def _check_drain(self) -> None:
+        if self._own() is not None:
+            raise WouldDeadlock("drain() inside a handler of the same bus would wait for that handler itself")
+        if not self._running and self._quiet():
+            raise NotStarted("the bus has events and is not started; start() it before drain()")
+
+    def _quiet(self) -> bool:
+        return self._kept() > 0 or self.audit().pending > 0
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def sync(self) -> SyncBus:
+        """The bus for programs without an event loop. See :class:`SyncBus`."""
+        if self._sync is None:
+            self._sync = SyncBus(self)
+        return self._sync
+
+    def __enter__(self) -> Self:
+        self.sync.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.sync.stop()
+
+    # Looking ---------------------------------------------------------------------
+
+    def get_log_file(self) -> str | None:
+        """The path of the event log, or None if there is none."""
+        return None if self._log is None else str(self._log.path)
+
+    def audit(self) -> Ledger:
+        """Where everything is that was ever offered, counted at one moment. Any thread."""
+        return _ledger(self._report())
+
+    def metrics(self) -> Metrics:
+        """Counters, rates, depths, ages and latencies of this moment. Any thread."""
+        report = self._report()
+        uptime = report["uptime"]
+        ledger = _ledger(report)
+        return Metrics(
+            uptime=uptime,
+            publish_rate=ledger.accepted / uptime if uptime else 0.0,
+            idempotency_keys=report["keys"],
+            idempotency_evicted=report["evicted"],
+            ledger=ledger,
+            subscriptions={lane["name"]: _statistics(lane, uptime) for lane in report["lanes"] if not lane["passive"]},
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, limits and subscriptions, as plain values for people and tools."""
+        idempotency: Idempotency = self._settings["idempotency"]
+        return {
+            "running": self._running,
+            "durability": "memory",
+            "max_queue_size": self._settings["max_queue_size"],
+            "overflow": self._settings["overflow"],
+            "context": self._settings["context"],
+            "workers": self._settings["workers"],
+            "idempotency": {"mode": idempotency.mode, "ttl": idempotency.ttl, "max_keys": idempotency.max_keys},
+            "log_file": self.get_log_file(),
+            "subscriptions": self._table.describe(),
+        }
+
+    def __repr__(self) -> str:
+        state = "running" if self._running else "not running"
+        return f"<{type(self).__name__} {state}, {sum(self.get_subscribers().values())} subscriptions>"
+
+
+async def _publish(
+    self: EventBus,
+    event: str | Event[Any],
+    data: Any = None,
+    *,
+    priority: EventPriority | int | None = None,
+    key: str | None = None,
+    idempotency_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Receipt:
+    """Publish an event, or a type and its data (falsy data becomes ``{}``).
+
+    ``priority``: default ``NORMAL``. ``key``: what ``order_by`` orders by unless told
+    otherwise. ``idempotency_key``: a second event with this key is a duplicate.
+    ``headers``: strings by name. Waits for room where a subscription blocks; works
+    before ``start()``, when the event waits. Any loop; nothing happens before it is
+    awaited. Cancelling it while it waits retracts the event; later it retracts nothing.
+    Raises :class:`ironbus.errors.InvalidEvent`, :class:`ironbus.errors.QueueFull`.
+    """
+    raise NotImplementedError  # pragma: no cover - the template of a native method
+
+
+async def _publish_many(
+    self: EventBus,
+    events: Iterable[EventInput],
+    /,
+    *,
+    priority: EventPriority | int | None = None,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> BatchReceipt:
+    """Publish events in order: each an :class:`Event`, ``(type, data)`` or ``(type, data, options)``.
+
+    ``options`` is a dict of what :meth:`publish` takes by name; the arguments are the
+    defaults of all. All are valid or none is accepted: an error names the place in the
+    batch. If the bus refuses one later, the error's ``receipt`` tells what was accepted
+    before. Waits for room, and gives the loop a turn now and then, like ``publish``.
+    """
+    raise NotImplementedError  # pragma: no cover - the template of a native method
+
+
+for _template, _name in ((_publish, "publish"), (_publish_many, "publish_many")):
+    _template.__name__ = _name
+    _template.__qualname__ = f"EventBus.{_name}"
+_methods = _core.async_methods(_publish, _publish_many)
+type.__setattr__(EventBus, "publish", _methods[0])
+type.__setattr__(EventBus, "publish_many", _methods[1])
+del _methods, _template, _name
+
+_LOG_LANE: dict[str, Any] = {
+    "is_async": False,
+    "filter": None,
+    "order_by": None,
+    "timeout": None,
+    "concurrency": 1,
+    "order": "lane",
+    "overflow": None,
+    "bound": None,
+    "publisher_context": False,
+}
+
+
+class SyncBus:
+    """A bus for programs without an event loop: ``bus.sync``, or ``with bus:``.
+
+    Async handlers run on a loop of its own, in a background thread. Its methods block
+    the calling thread, which must not run an event loop.
+    """
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Start the bus. Repeating it does nothing."""
+        self._check("start()", "await bus.start()")
+        with self._bus._lifecycle:
+            if self._bus._running:
+                return
+            self._end_thread()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_run_loop, args=(loop,), name="ironbus-loop", daemon=True)
+            thread.start()
+            self._loop, self._thread = loop, thread
+            asyncio.run_coroutine_threadsafe(self._bus.start(), loop).result()
+
+    def stop(self, timeout: float = 10.0) -> StopReport:
+        """See :meth:`EventBus.stop`."""
+        self._check("stop()", "await bus.stop()")
+        if self._bus._own() is not None:
+            raise WouldDeadlock("sync.stop() inside a handler of the same bus would wait for that handler itself")
+        with self._bus._lifecycle:
+            home = self._bus._loop
+            if not self._bus._running or home is None:
+                report = StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
+            else:
+                report = asyncio.run_coroutine_threadsafe(self._bus.stop(timeout), home).result()
+            self._end_thread()
+            return report
+
+    def _end_thread(self) -> None:
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop = self._thread = None
+
+    def publish(
+        self,
+        event: str | Event[Any],
+        data: Any = None,
+        *,
+        priority: EventPriority | int | None = None,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """See :meth:`EventBus.publish`; waits for room on this thread."""
+        return self._bus.publish_sync(
+            event, data, priority=priority, key=key, idempotency_key=idempotency_key, headers=headers
+        )
+
+    def publish_many(
+        self,
+        events: Iterable[EventInput],
+        /,
+        *,
+        priority: EventPriority | int | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> BatchReceipt:
+        """See :meth:`EventBus.publish_many`; waits for room on this thread."""
+        return self._bus._publish_many_sync(events, priority=priority, key=key, headers=headers)
+
+    def drain(self, *, timeout: float | None = None) -> None:
+        """See :meth:`EventBus.drain`."""
+        self._check("drain()", "await bus.drain()")
+        self._bus._check_drain()
+        if not self._bus._wait_quiet(timeout):
+            raise Unsettled("the bus is not idle yet; it goes on, and drain() may be called again", "timeout")
+
+    def stream(self, *topics: str, max_queue_size: int | None = None) -> SyncStream:
+        """See :meth:`EventBus.stream`."""
+        return SyncStream(self._bus.stream(*topics, max_queue_size=max_queue_size))
+
+    def expect(
+        self, topic: str, *, where: Callable[[Event[Any]], object] | None = None, timeout: float | None = None
+    ) -> SyncExpectation:
+        """See :meth:`EventBus.expect`."""
+        return SyncExpectation(self._bus.expect(topic, where=where, timeout=timeout))
+
+    def _check(self, what: str, instead: str) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        raise WrongLoop(f"sync.{what} would block the event loop of this thread; use {instead}")
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _ledger(report: dict[str, Any]) -> Ledger:
+    return Ledger(
+        offered=report["offered"],
+        accepted=report["accepted"],
+        duplicate=report["duplicate"],
+        rejected=report["rejected"],
+        waiting=report["waiting"],
+        cancelled=report["cancelled"],
+        unknown=0,
+        subscriptions={lane["name"]: _lane_ledger(lane) for lane in report["lanes"] if not lane["passive"]},
+    )
+
+
+def _lane_ledger(lane: dict[str, Any]) -> LaneLedger:
+    names = ("routed", "done", "dead", "dropped", "expired", "filtered", "pending")
+    return LaneLedger(*(lane[name] for name in names))
+
+
+def _statistics(lane: dict[str, Any], uptime: float) -> SubscriptionStatistics:
+    ledger = _lane_ledger(lane)
+    settled = ledger.done + ledger.dead + ledger.dropped + ledger.expired + ledger.filtered
+    return SubscriptionStatistics(
+        name=lane["name"],
+        state=lane["state"],
+        depth={level.name: lane["depth"][level] for level in EventPriority},
+        running=lane["running"],
+        oldest_age=lane["oldest_age"],
+        rate=settled / uptime if uptime else 0.0,
+        ledger=ledger,
+        wait=Latency(*lane["wait"]),
+        work=Latency(*lane["work"]),
+    )
+
+
+_bus: EventBus | None = None
+_bus_process: int | None = None
+_bus_lock = threading.Lock()
+
+
+def get_event_bus() -> EventBus:
+    """The bus of this process, made at the first call. Any thread."""
+    global _bus, _bus_process
+    with _bus_lock:
+        # A forked child gets its own: the parent's is not running here.
+        if _bus is None or _bus_process != os.getpid():
+            _bus, _bus_process = EventBus(), os.getpid()
+        return _bus
+
+
+async def publish_event(event_type: str, data: Any) -> Receipt:
+    """Publish to :func:`get_event_bus`."""
+    return await get_event_bus().publish(event_type, data)
+
+
+def publish_event_sync(event_type: str, data: Any) -> Receipt:
+    """Publish to :func:`get_event_bus`, from anywhere."""
+    return get_event_bus().publish_sync(event_type, data)
+
+
+__all__ = [
+    "BatchReceipt",
+    "Event",
+    "EventBus",
+    "Idempotency",
+    "Receipt",
+    "Subscription",
+    "SyncBus",
+    "get_event_bus",
+    "publish_event",
+    "publish_event_sync",
+]
