@@ -3,4 +3,6 @@
 //! It has no wall clock and no randomness of its own; payloads and wake-ups are
 //! type parameters. Each module is one room and the only place of its rule.
 
+pub mod priority;
+pub mod sequence;
 pub mod sync;

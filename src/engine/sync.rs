@@ -44,5 +44,7 @@ impl<T> UnsafeCell<T> {
 /// step, and a bus that answers is better than one that is poisoned for ever.
 #[inline]
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
