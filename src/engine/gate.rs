@@ -251,9 +251,20 @@ impl<O: Ops> Gate<O> {
         effects: &mut Effects<O>,
     ) -> Run {
         let mut state = lock(&self.state);
-        let mut run = Run { held: !state.open, ..Run::default() };
+        let mut run = Run {
+            held: !state.open,
+            ..Run::default()
+        };
         for offer in offers {
-            match self.admit_one(&mut state, &offer, route, Patience::None, None, now, effects) {
+            match self.admit_one(
+                &mut state,
+                &offer,
+                route,
+                Patience::None,
+                None,
+                now,
+                effects,
+            ) {
                 Admission::Accepted(sequence) | Admission::Held(sequence) => {
                     if run.count == 0 {
                         run.first = sequence;

@@ -9,7 +9,9 @@ use pyo3::prelude::*;
 fn base() -> &'static (Instant, f64) {
     static BASE: OnceLock<(Instant, f64)> = OnceLock::new();
     BASE.get_or_init(|| {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         (Instant::now(), wall.as_secs_f64())
     })
 }
@@ -24,7 +26,9 @@ pub fn monotonic_ns() -> u64 {
 /// that it costs one clock and not two.
 #[inline]
 pub fn wall() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// A bus's clock: the machine's, or one that the user handed in.

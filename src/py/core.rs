@@ -107,7 +107,8 @@ impl Core {
 
     /// Says that the bus is started, or is not.
     pub fn set_running(&self, running: bool, now: u64) {
-        self.generation.store(process::generation(), Ordering::Relaxed);
+        self.generation
+            .store(process::generation(), Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.running.store(running, Ordering::Release);
     }
@@ -135,7 +136,8 @@ impl Core {
     pub fn turn_is_due(&self, now: u64) -> bool {
         let publishes = self.publishes.load(Ordering::Relaxed) + 1;
         self.publishes.store(publishes, Ordering::Relaxed);
-        publishes >= PUBLISHES_PER_TURN || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
+        publishes >= PUBLISHES_PER_TURN
+            || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
     }
 
     /// The loop has had a turn.

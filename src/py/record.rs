@@ -93,7 +93,9 @@ impl Record {
     /// The publisher's context, if handlers run in it.
     #[inline]
     pub fn context(&self) -> Option<&Py<PyAny>> {
-        self.extras.as_ref().and_then(|extras| extras.context.as_ref())
+        self.extras
+            .as_ref()
+            .and_then(|extras| extras.context.as_ref())
     }
 }
 
