@@ -1,37 +1,48 @@
-//! `EventSequence`: a dataclass to its callers, native numbers inside, so that
-//! giving one out creates a single object.
+//! `EventSequence`: a dataclass to its callers. What a manager gives out has
+//! native numbers inside and never changes, so making and reading one costs a
+//! single object and no lock; only whoever sets a field pays for mutability.
+
+use std::sync::OnceLock;
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyFloat, PyInt, PyTuple};
+use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use super::{dataclass, priority};
 use crate::engine::priority::Priority;
+use crate::engine::sync::{Mutex, lock};
 
-/// A field that nearly always holds a `T`, but takes any object, as a dataclass does.
-enum Field<T> {
-    Native(T),
-    Object(Py<PyAny>),
-}
-
-/// The Python documentation is that of the shape it stands in for.
-#[pyclass(subclass, module = "ironbus.ordering")]
+// The class's docstring is that of its shape, see `dataclass::adopt`.
+#[allow(missing_docs)]
+#[pyclass(frozen, subclass, module = "ironbus.ordering")]
 pub struct EventSequence {
     event_id: Py<PyAny>,
-    sequence_number: Field<i64>,
-    timestamp: Field<f64>,
-    priority: Field<Priority>,
+    number: i64,
+    timestamp: f64,
+    level: Priority,
+    /// Once any field was set: the fields as Python objects, instead of all the above.
+    set: OnceLock<Box<Mutex<Fields>>>,
 }
 
+/// In the order of the constructor. Objects of any type, as a dataclass takes them.
+type Fields = [Py<PyAny>; 4];
+
+const EVENT_ID: usize = 0;
+const NUMBER: usize = 1;
+const TIMESTAMP: usize = 2;
+const PRIORITY: usize = 3;
+
 impl EventSequence {
-    /// A sequence whose fields have the types they should.
+    /// A sequence as a manager gives it out; `timestamp` in Unix seconds.
+    #[inline]
     pub fn new(event_id: Py<PyAny>, number: i64, timestamp: f64, level: Priority) -> Self {
         Self {
             event_id,
-            sequence_number: Field::Native(number),
-            timestamp: Field::Native(timestamp),
-            priority: Field::Native(level),
+            number,
+            timestamp,
+            level,
+            set: OnceLock::new(),
         }
     }
 
@@ -40,19 +51,43 @@ impl EventSequence {
     /// Raises `TypeError` or `OverflowError` for a number that is no 64-bit
     /// integer, and `InvalidPriority`.
     #[inline]
-    pub fn place<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, i64, Priority)> {
-        let py = slf.py();
-        let this = slf.borrow();
-        let id = this.event_id.bind(py).clone();
-        if let (Field::Native(number), Field::Native(level)) =
-            (&this.sequence_number, &this.priority)
-        {
-            return Ok((id, *number, *level));
+    pub fn place<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, i64, Priority)> {
+        let Some(fields) = self.set.get() else {
+            return Ok((self.event_id.bind(py).clone(), self.number, self.level));
+        };
+        let [id, number, _, level] = {
+            let fields = lock(fields);
+            [0, 1, 2, 3].map(|field: usize| fields[field].bind(py).clone())
+        };
+        Ok((id, number.extract()?, priority::to_level(py, &level)?))
+    }
+
+    /// The field as it was set, if any was.
+    #[inline]
+    fn get(&self, py: Python<'_>, field: usize) -> Option<Py<PyAny>> {
+        self.set
+            .get()
+            .map(|fields| lock(fields)[field].clone_ref(py))
+    }
+
+    fn put(&self, py: Python<'_>, field: usize, value: Py<PyAny>) -> PyResult<()> {
+        if self.set.get().is_none() {
+            let fields = [
+                self.event_id(py),
+                self.sequence_number(py)?,
+                self.timestamp(py),
+                self.priority(py)?,
+            ];
+            // Another thread may have been faster; then its fields hold.
+            let lost = self.set.set(Box::new(Mutex::new(fields)));
+            drop(lost);
         }
-        drop(this); // what follows may run Python code, which may set these fields
-        let number = slf.getattr("sequence_number")?.extract()?;
-        let level = priority::to_level(py, &slf.getattr("priority")?)?;
-        Ok((id, number, level))
+        if let Some(fields) = self.set.get() {
+            // Dropped once the lock is free: a destructor may look at this object.
+            let old = std::mem::replace(&mut lock(fields)[field], value);
+            drop(old);
+        }
+        Ok(())
     }
 }
 
@@ -66,81 +101,55 @@ impl EventSequence {
         _args: &Bound<'_, PyTuple>,
         _kwargs: Option<&Bound<'_, PyDict>>,
     ) -> Self {
-        Self {
-            event_id: py.None(),
-            sequence_number: Field::Object(py.None()),
-            timestamp: Field::Object(py.None()),
-            priority: Field::Native(Priority::default()),
-        }
+        Self::new(py.None(), 0, 0.0, Priority::default())
     }
 
     #[getter]
     fn event_id(&self, py: Python<'_>) -> Py<PyAny> {
-        self.event_id.clone_ref(py)
+        self.get(py, EVENT_ID)
+            .unwrap_or_else(|| self.event_id.clone_ref(py))
     }
 
     #[getter]
     fn sequence_number(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match &self.sequence_number {
-            Field::Native(number) => Ok(number.into_pyobject(py)?.into_any().unbind()),
-            Field::Object(value) => Ok(value.clone_ref(py)),
+        match self.get(py, NUMBER) {
+            Some(value) => Ok(value),
+            None => Ok(self.number.into_pyobject(py)?.into_any().unbind()),
         }
     }
 
     #[getter]
     fn timestamp(&self, py: Python<'_>) -> Py<PyAny> {
-        match &self.timestamp {
-            Field::Native(seconds) => PyFloat::new(py, *seconds).into_any().unbind(),
-            Field::Object(value) => value.clone_ref(py),
-        }
+        self.get(py, TIMESTAMP)
+            .unwrap_or_else(|| PyFloat::new(py, self.timestamp).into_any().unbind())
     }
 
     #[getter]
     fn priority(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match &self.priority {
-            Field::Native(level) => priority::to_member(py, *level),
-            Field::Object(value) => Ok(value.clone_ref(py)),
+        match self.get(py, PRIORITY) {
+            Some(value) => Ok(value),
+            None => priority::to_member(py, self.level),
         }
     }
 
-    // The setters drop the old value last: its destructor may look at this object.
-
     #[setter]
-    fn set_event_id(slf: &Bound<'_, Self>, value: Py<PyAny>) {
-        let old = std::mem::replace(&mut slf.borrow_mut().event_id, value);
-        drop(old);
+    fn set_event_id(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<()> {
+        self.put(py, EVENT_ID, value)
     }
 
     #[setter]
-    fn set_sequence_number(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) {
-        let native = value
-            .cast_exact::<PyInt>()
-            .ok()
-            .and_then(|number| number.extract().ok());
-        let new = native.map_or_else(|| Field::Object(value.unbind()), Field::Native);
-        let old = std::mem::replace(&mut slf.borrow_mut().sequence_number, new);
-        drop(old);
+    fn set_sequence_number(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<()> {
+        self.put(py, NUMBER, value)
     }
 
     #[setter]
-    fn set_timestamp(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) {
-        let new = match value.cast_exact::<PyFloat>() {
-            Ok(seconds) => Field::Native(seconds.value()),
-            Err(_) => Field::Object(value.unbind()),
-        };
-        let old = std::mem::replace(&mut slf.borrow_mut().timestamp, new);
-        drop(old);
+    fn set_timestamp(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<()> {
+        self.put(py, TIMESTAMP, value)
     }
 
     #[setter]
-    fn set_priority(slf: &Bound<'_, Self>, value: Bound<'_, PyAny>) -> PyResult<()> {
-        let new = match priority::member_level(slf.py(), &value)? {
-            Some(level) => Field::Native(level),
-            None => Field::Object(value.unbind()),
-        };
-        let old = std::mem::replace(&mut slf.borrow_mut().priority, new);
-        drop(old);
-        Ok(())
+    fn set_priority(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<()> {
+        self.put(py, PRIORITY, value)
     }
 
     fn __getstate__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
@@ -153,23 +162,20 @@ impl EventSequence {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_id)?;
-        if let Field::Object(value) = &self.sequence_number {
-            visit.call(value)?;
-        }
-        if let Field::Object(value) = &self.timestamp {
-            visit.call(value)?;
-        }
-        if let Field::Object(value) = &self.priority {
-            visit.call(value)?;
+        // Nobody who is attached holds the lock over a collection; if someone did,
+        // visiting nothing is safe: the objects only seem to be in use from outside.
+        if let Some(Ok(fields)) = self.set.get().map(|fields| fields.try_lock()) {
+            fields.iter().try_for_each(|value| visit.call(value))?;
         }
         Ok(())
     }
 
-    fn __clear__(mut slf: PyRefMut<'_, Self>) {
-        let none = slf.py().None();
-        let empty = Self::new(none, 0, 0.0, Priority::default());
-        let old = std::mem::replace(&mut *slf, empty);
-        drop(slf);
-        drop(old);
+    /// Cuts the cycles that a setter can have made; an id that nobody set is older
+    /// than this object and cannot lead back to it but through such a cycle.
+    fn __clear__(&self, py: Python<'_>) {
+        if let Some(fields) = self.set.get() {
+            let old = std::mem::replace(&mut *lock(fields), [0; 4].map(|_: u8| py.None()));
+            drop(old);
+        }
     }
 }

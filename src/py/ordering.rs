@@ -132,7 +132,7 @@ impl EventOrderingManager {
         event: Py<PyAny>,
         sequence: &Bound<'_, EventSequence>,
     ) -> PyResult<()> {
-        let (id, number, level) = EventSequence::place(sequence)?;
+        let (id, number, level) = sequence.get().place(py)?;
         let queued = Queued {
             id: hash_of(&id)?,
             sequence: sequence.clone().unbind(),
