@@ -24,7 +24,7 @@ use crate::engine::metrics::Percentiles;
 use crate::engine::topic::Topic;
 
 /// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
-#[pyclass(subclass, dict, weakref, module = "ironbus._core")]
+#[pyclass(subclass, weakref, module = "ironbus._core")]
 pub struct Bus {
     core: Option<Arc<Core>>,
 }

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
-use super::ops::{PyOps, PySeat};
+use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
 use crate::engine::bus::Bus;
@@ -92,6 +92,11 @@ impl Core {
             PySeat::Pool(pool) => pool,
             _ => unreachable!("made so above"),
         }
+    }
+
+    /// Whether a lane is one of this bus's.
+    pub fn owns(&self, lane: &PyLane) -> bool {
+        Arc::ptr_eq(lane.seat(), &self.loop_seat) || Arc::ptr_eq(lane.seat(), &self.pool_seat)
     }
 
     /// Now, on the bus's clock.

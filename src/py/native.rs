@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use pyo3::exceptions::{PyRuntimeError, PySystemError};
+use pyo3::exceptions::{PyRuntimeError, PySystemError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -107,21 +107,24 @@ unsafe extern "C" fn step_slot<T: Coroutine>(
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
     // type alone, which cannot be subclassed), a valid value and a place for the result.
+    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
+    // a reference otherwise.
     unsafe {
-        let py = Python::assume_attached();
-        let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-        let value = Bound::from_borrowed_ptr(py, value);
-        let stepped = guarded(|| T::step(&slf, &value));
-        let (object, kind) = match stepped {
-            Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-            Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-            Err(error) => {
-                error.restore(py);
-                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-            }
-        };
-        *result = object;
-        kind
+        Python::attach_unchecked(|py| {
+            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+            let value = Bound::from_borrowed_ptr(py, value);
+            let stepped = guarded(|| T::step(&slf, &value));
+            let (object, kind) = match stepped {
+                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+                Err(error) => {
+                    error.restore(py);
+                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+                }
+            };
+            *result = object;
+            kind
+        })
     }
 }
 
@@ -196,37 +199,29 @@ unsafe extern "C" fn call_method(
     // SAFETY: vectorcall's contract: attached; `callable` is an `AsyncMethod`, `args` holds the
     // positional arguments followed by one for each of `names`, which is a tuple or null.
     unsafe {
-        let py = Python::assume_attached();
-        let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
-        let names = Bound::from_borrowed_ptr_or_opt(py, names)
-            .map(|names| names.cast_into_unchecked::<PyTuple>());
-        let named = names.as_ref().map_or(0, |names| names.len());
-        let all: &[*mut ffi::PyObject] = if count + named == 0 {
-            &[]
-        } else {
-            std::slice::from_raw_parts(args, count + named)
-        };
-        let (positional, keyword) = all.split_at(count);
-        let Some((slf, positional)) = positional.split_first() else {
-            PyErr::new::<pyo3::exceptions::PyTypeError, _>("the method needs an EventBus")
-                .restore(py);
-            return ptr::null_mut();
-        };
-        let slf = Bound::from_borrowed_ptr(py, *slf);
-        let arguments = Arguments {
-            py,
-            positional,
-            keyword,
-            names,
-        };
-        let method = (*callable.cast::<AsyncMethod>()).method;
-        match guarded(|| method(&slf, &arguments)) {
-            Ok(result) => result.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                ptr::null_mut()
+        Python::attach_unchecked(|py| {
+            let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
+            let names =
+                Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked::<PyTuple>());
+            let named = names.as_ref().map_or(0, |names| names.len());
+            let all: &[*mut ffi::PyObject] =
+                if count + named == 0 { &[] } else { std::slice::from_raw_parts(args, count + named) };
+            let (positional, keyword) = all.split_at(count);
+            let Some((slf, positional)) = positional.split_first() else {
+                PyTypeError::new_err("the method needs an EventBus").restore(py);
+                return ptr::null_mut();
+            };
+            let slf = Bound::from_borrowed_ptr(py, *slf);
+            let arguments = Arguments { py, positional, keyword, names };
+            let method = (*callable.cast::<AsyncMethod>()).method;
+            match guarded(|| method(&slf, &arguments)) {
+                Ok(result) => result.into_ptr(),
+                Err(error) => {
+                    error.restore(py);
+                    ptr::null_mut()
+                }
             }
-        }
+        })
     }
 }
 

@@ -272,7 +272,7 @@ impl Worker {
                             py.detach(std::thread::yield_now);
                             attached = monotonic_ns();
                         }
-                        now = core.now(py)?;
+                        now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = Some(now.saturating_sub(started));
                         next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {

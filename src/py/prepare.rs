@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyDict, PyInt, PyMapping, PyString};
+use pyo3::types::{PyDict, PyMapping, PyString};
 
 use super::core::Core;
 use super::current::Origin;
@@ -14,10 +14,12 @@ use super::event::{Event as PyEvent, record_of};
 use super::identity::Identity;
 use super::native;
 use super::ops::{Event, PyOps};
+use super::priority::to_level;
 use super::record::{Extras, Record, Stamp};
 use super::walk;
 use crate::engine::digest::Digest;
-use crate::engine::gate::Offer;
+use crate::engine::bus::{Bus, Published};
+use crate::engine::gate::{Offer, Patience};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
@@ -63,16 +65,24 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// What the gate wants to know. The event's type is text: it was checked.
+    /// Brings the event before the gate.
     #[inline]
-    pub fn offer<'a>(&'a self, py: Python<'a>, origin: Option<u64>) -> PyResult<Offer<'a, PyOps>> {
-        Ok(Offer {
+    pub fn publish(
+        &mut self,
+        py: Python<'_>,
+        bus: &Bus<PyOps>,
+        origin: Option<u64>,
+        patience: Patience,
+        now: u64,
+    ) -> PyResult<Published<PyOps>> {
+        let offer = Offer {
             event_type: self.event.payload.type_.bind(py).to_str()?,
             level: self.level,
             token: self.token,
             event: &self.event,
             origin,
-        })
+        };
+        Ok(bus.publish(&offer, &mut self.route, self.key.as_ref(), patience, now))
     }
 
     /// The event was not accepted: nobody waits for it, and its cause does not either.
@@ -158,7 +168,7 @@ fn prepare_parts(
     let mut key = None;
     if let Some(options) = options {
         if let Some(priority) = &options.priority {
-            level = priority_of(priority.bind(py))?;
+            level = to_level(py, priority.bind(py))?;
         }
         if let Some(given) = &options.key {
             let text = text_of(given.bind(py), "key")?;
@@ -204,7 +214,7 @@ fn prepare_parts(
         source,
         template,
         extras: any.then(|| Arc::new(extras)),
-        priority: level as u8,
+        priority: level,
     };
     Ok(Prepared {
         event: Arc::new(Envelope::new(record, cause)),
@@ -239,23 +249,6 @@ fn not_a_type(py: Python<'_>) -> PyErr {
         "type",
         "type must be a printable, non-empty string, for example \"order.paid\"",
     )
-}
-
-/// One of the four levels, as a member of `EventPriority` or its number.
-pub fn priority_of(given: &Bound<'_, PyAny>) -> PyResult<Priority> {
-    let number = match given.cast::<PyInt>() {
-        Ok(number) if !given.is_instance_of::<PyBool>() => number.extract::<u8>().ok(),
-        _ => None,
-    };
-    number
-        .and_then(|number| Priority::try_from(number).ok())
-        .ok_or_else(|| {
-            Error::InvalidPriority.new(
-                given.py(),
-                "priority",
-                "priority must be EventPriority.CRITICAL, HIGH, NORMAL or LOW (0 to 3)",
-            )
-        })
 }
 
 fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, PyString>> {

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::bus::Bus;
-use super::clock::{self, monotonic_ns};
+use super::cell::GilCell;
+use super::clock::{monotonic_ns, wall_at};
 use super::core::{Core, TURN};
 use super::current::{self, Origin};
 use super::errors::{self, Error};
@@ -29,7 +30,7 @@ struct Call {
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
-    origin: Option<Origin>,
+    origin: Option<Box<Origin>>,
 }
 
 /// A publish that waits.
@@ -51,23 +52,16 @@ enum Attempt {
 }
 
 /// Brings an event before the gate once, from a task.
+#[inline]
 fn attempt(
     py: Python<'_>,
     core: &Core,
     prepared: &mut Prepared,
     origin: Option<u64>,
+    now: u64,
 ) -> PyResult<Attempt> {
     loop {
-        let now = core.now(py)?;
-        let mut route = prepared.route.clone();
-        let published = core.bus.publish(
-            &prepared.offer(py, origin)?,
-            &mut route,
-            prepared.key.as_ref(),
-            Patience::Wait,
-            now,
-        );
-        prepared.route = route;
+        let published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
         return Ok(match published {
             Published::Accepted(sequence) => Attempt::Accepted {
                 sequence,
@@ -144,6 +138,7 @@ fn cancel(py: Python<'_>, core: &Core, prepared: &Prepared, wait: &Wait) {
 }
 
 /// The lane whose handler publishes, if that handler is this bus's.
+#[inline]
 fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
     origin
         .filter(|origin| Arc::ptr_eq(&origin.core, core))
@@ -151,57 +146,55 @@ fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
 }
 
 /// The coroutine of `EventBus.publish`.
-#[pyclass(frozen, module = "ironbus._core", name = "publish", freelist = 256)]
+#[pyclass(frozen, module = "ironbus._core", name = "publish")]
 pub struct Publish {
-    state: Mutex<State>,
+    state: GilCell<State>,
 }
 
 enum State {
     Created(Call),
-    Waiting {
-        call: Call,
-        prepared: Prepared,
-        wait: Wait,
-    },
+        Waiting(Box<Waiting>),
     /// Accepted; the loop gets a turn before the publisher goes on.
     Yielding(Py<Receipt>),
     Running,
     Over,
 }
 
+/// What a publish that waits keeps.
+struct Waiting {
+    call: Call,
+    prepared: Prepared,
+    wait: Wait,
+}
+
 impl Publish {
-    fn swap(&self, state: State) -> State {
-        std::mem::replace(&mut *lock(&self.state), state)
+    #[inline(always)]
+    fn swap(&self, py: Python<'_>, state: State) -> State {
+        self.state.replace(py, state)
     }
 
+    #[inline]
     fn advance<'py>(
         &self,
         py: Python<'py>,
         call: Call,
         mut prepared: Prepared,
+        machine: u64,
     ) -> PyResult<Sent<'py>> {
-        match attempt(
-            py,
-            &call.core,
-            &mut prepared,
-            lane_of(&call.core, call.origin.as_ref()),
-        )? {
+        let now = call.core.clock.at(py, machine)?;
+        match attempt(py, &call.core, &mut prepared, lane_of(&call.core, call.origin.as_deref()), now)? {
             Attempt::Accepted { sequence, held } => {
-                self.accepted(py, &call.core, prepared, sequence, held)
+                self.accepted(py, &call.core, prepared, sequence, held, machine)
             }
             Attempt::Duplicate => {
-                let receipt = Bound::new(py, Receipt::of_duplicate(&call.core, prepared))?;
-                self.swap(State::Over);
+                let receipt = Bound::new(py, Receipt::of_duplicate(prepared))?;
+                self.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_any()))
             }
             Attempt::Wait(wait) => {
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
                 let future = future.clone_ref(py).into_bound(py);
-                self.swap(State::Waiting {
-                    call,
-                    prepared,
-                    wait,
-                });
+                                self.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
                 Ok(Sent::Yielded(future))
             }
         }
@@ -215,19 +208,20 @@ impl Publish {
         prepared: Prepared,
         sequence: u64,
         held: bool,
+        machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let receipt = Bound::new(py, Receipt::accepted(core, prepared, sequence, held))?;
-        if core.turn_is_due(monotonic_ns()) {
-            core.turn_was_given(monotonic_ns());
-            self.swap(State::Yielding(receipt.unbind()));
+        let receipt = Bound::new(py, Receipt::accepted(prepared, sequence, held))?;
+        if core.turn_is_due(machine) {
+            core.turn_was_given(machine);
+            self.swap(py, State::Yielding(receipt.unbind()));
             return Ok(Sent::Yielded(py.None().into_bound(py)));
         }
-        self.swap(State::Over);
+        self.swap(py, State::Over);
         Ok(Sent::Returned(receipt.into_any()))
     }
 
-    fn fail<T>(&self, error: PyErr) -> PyResult<T> {
-        self.swap(State::Over);
+    fn fail<T>(&self, py: Python<'_>, error: PyErr) -> PyResult<T> {
+        self.swap(py, State::Over);
         Err(error)
     }
 }
@@ -236,56 +230,43 @@ impl Coroutine for Publish {
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
-        match this.swap(State::Running) {
+        match this.swap(py, State::Running) {
             State::Created(call) => {
                 let data = call.data.as_ref().map(|data| data.bind(py));
+                                let machine = monotonic_ns();
                 let prepared = call.core.check_process(py).and_then(|()| {
-                    let options = call.options.as_deref();
-                    prepare(
-                        py,
-                        &call.core,
-                        call.event.bind(py),
-                        data,
-                        options,
-                        call.origin.as_ref(),
-                        clock::wall(),
-                    )
+                    let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
+                    prepare(py, &call.core, call.event.bind(py), data, options, origin, wall_at(machine))
                 });
-                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared));
-                stepped.or_else(|error| this.fail(error))
+                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
+                stepped.or_else(|error| this.fail(py, error))
             }
-            State::Waiting {
-                call,
-                prepared,
-                wait,
-            } => {
+                        State::Waiting(waiting) => {
+                let Waiting { call, prepared, wait } = *waiting;
                 let stepped = match wait {
                     Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, &call.core, prepared, sequence, false),
+                        Some(sequence) => this.accepted(py, &call.core, prepared, sequence, false, monotonic_ns()),
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
                             block_on(&again)?;
-                            this.swap(State::Waiting {
-                                call,
-                                prepared,
-                                wait: Wait::Room { ticket, future },
-                            });
+                                                        let wait = Wait::Room { ticket, future };
+                            this.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
                             Ok(Sent::Yielded(again))
                         }
                     },
                     Wait::Key { .. } => {
                         call.core.bus.count_joined(false);
-                        this.advance(py, call, prepared)
+                        this.advance(py, call, prepared, monotonic_ns())
                     }
                 };
-                stepped.or_else(|error| this.fail(error))
+                stepped.or_else(|error| this.fail(py, error))
             }
             State::Yielding(receipt) => {
-                this.swap(State::Over);
+                this.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_bound(py).into_any()))
             }
-            State::Running | State::Over => this.fail(native::reused("EventBus.publish")),
+            State::Running | State::Over => this.fail(py, native::reused("EventBus.publish")),
         }
     }
 }
@@ -336,13 +317,12 @@ impl Publish {
 
     #[getter]
     fn cr_await(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        match &*lock(&self.state) {
-            State::Waiting {
-                wait: Wait::Room { future, .. } | Wait::Key { future },
-                ..
-            } => Some(future.clone_ref(py)),
+        self.state.read(py, |state| match state {
+            State::Waiting(waiting) => match &waiting.wait {
+                Wait::Room { future, .. } | Wait::Key { future } => Some(future.clone_ref(py)),
+            },
             _ => None,
-        }
+        })
     }
 
     #[getter]
@@ -356,36 +336,27 @@ impl Publish {
     }
 
     #[getter]
-    fn cr_running(&self) -> bool {
-        matches!(*lock(&self.state), State::Running)
+    fn cr_running(&self, py: Python<'_>) -> bool {
+        self.state.read(py, |state| matches!(state, State::Running))
     }
 }
 
 impl Publish {
     fn end(&self, py: Python<'_>) {
-        if let State::Waiting {
-            call,
-            prepared,
-            wait,
-        } = self.swap(State::Over)
-        {
-            cancel(py, &call.core, &prepared, &wait);
+                if let State::Waiting(waiting) = self.swap(py, State::Over) {
+            cancel(py, &waiting.call.core, &waiting.prepared, &waiting.wait);
         }
     }
 }
 
 impl Drop for Publish {
     fn drop(&mut self) {
-        match self.swap(State::Over) {
+        match std::mem::replace(self.state.get_mut(), State::Over) {
             State::Created(_) => {
-                Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"))
+                Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
             }
-            State::Waiting {
-                call,
-                prepared,
-                wait,
-            } => {
-                Python::attach(|py| cancel(py, &call.core, &prepared, &wait));
+            State::Waiting(waiting) => {
+                Python::attach(|py| cancel(py, &waiting.call.core, &waiting.prepared, &waiting.wait));
             }
             _ => {}
         }
@@ -442,12 +413,10 @@ pub fn publish<'py>(
         data: data.map(Bound::unbind),
         options,
         // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-        origin: current::origin(),
+                origin: current::origin().map(Box::new),
     };
-    Ok(Bound::new(
-        py,
-        Publish {
-            state: Mutex::new(State::Created(call)),
+    Ok(Bound::new(py, Publish {
+            state: GilCell::new(State::Created(call)),
         },
     )?
     .into_any())
@@ -476,7 +445,7 @@ pub fn publish_sync(
         data,
         Some(options),
         origin.as_ref(),
-        clock::wall(),
+        wall_at(monotonic_ns()),
     )?;
     publish_prepared_sync(py, core, prepared, origin.as_ref())
 }
@@ -500,24 +469,15 @@ fn publish_prepared_sync(
         None => wait(),
     };
     loop {
-        let now = core.now(py)?;
-        let mut route = prepared.route.clone();
-        let published = core.bus.publish(
-            &prepared.offer(py, lane)?,
-            &mut route,
-            prepared.key.as_ref(),
-            patience,
-            now,
-        );
-        prepared.route = route;
-        match published {
+                let now = core.now(py)?;
+        match prepared.publish(py, &core.bus, lane, patience, now)? {
             Published::Accepted(sequence) => {
-                return Ok(Receipt::accepted(core, prepared, sequence, false));
+                return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::Held(sequence) => {
-                return Ok(Receipt::accepted(core, prepared, sequence, true));
+                return Ok(Receipt::accepted(prepared, sequence, true));
             }
-            Published::Duplicate => return Ok(Receipt::of_duplicate(core, prepared)),
+            Published::Duplicate => return Ok(Receipt::of_duplicate(prepared)),
             Published::Refused(error) => {
                 prepared.discard();
                 return Err(errors::engine(py, &error));
@@ -531,7 +491,7 @@ fn publish_prepared_sync(
                     return Err(error);
                 }
                 let sequence = ticket.sequence().expect("a ticket wakes when it is let in");
-                return Ok(Receipt::accepted(core, prepared, sequence, false));
+                return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {
                 prepared.discard();
@@ -569,7 +529,7 @@ fn prepare_all(
     origin: Option<&Origin>,
 ) -> PyResult<Vec<Prepared>> {
     let mut batch: Vec<Prepared> = Vec::with_capacity(events.len().unwrap_or(0));
-    let wall = clock::wall();
+    let wall = wall_at(monotonic_ns());
     for (index, item) in events.try_iter()?.enumerate() {
         let prepared = item.and_then(|item| prepare_item(py, core, &item, shared, origin, wall));
         match prepared {
@@ -699,9 +659,7 @@ impl Batch {
                 if !Arc::ptr_eq(&prepared.route, &route) {
                     prepared.route = route.clone();
                 }
-                self.receipts.push(Receipt::accepted(
-                    &self.core,
-                    prepared,
+                self.receipts.push(Receipt::accepted(prepared,
                     admitted.first + at as u64,
                     admitted.held,
                 ));
@@ -794,17 +752,18 @@ impl PublishMany {
         mut prepared: Prepared,
     ) -> PyResult<Option<(Prepared, Wait)>> {
         let lane = lane_of(&batch.core, batch.origin.as_ref());
-        match attempt(py, &batch.core, &mut prepared, lane) {
+        let now = batch.core.now(py)?;
+        match attempt(py, &batch.core, &mut prepared, lane, now) {
             Ok(Attempt::Accepted { sequence, held }) => {
                 batch
                     .receipts
-                    .push(Receipt::accepted(&batch.core, prepared, sequence, held));
+                    .push(Receipt::accepted(prepared, sequence, held));
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
                 batch
                     .receipts
-                    .push(Receipt::of_duplicate(&batch.core, prepared));
+                    .push(Receipt::of_duplicate(prepared));
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),
@@ -847,9 +806,7 @@ impl Coroutine for PublishMany {
                             .core
                             .bus
                             .route(prepared.event.payload.type_.bind(py).to_str()?);
-                        batch.receipts.push(Receipt::accepted(
-                            &batch.core,
-                            prepared,
+                        batch.receipts.push(Receipt::accepted(prepared,
                             sequence,
                             false,
                         ));

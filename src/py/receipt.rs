@@ -1,6 +1,6 @@
 //! What a publisher gets: the number of its event, and the way to learn what becomes of it.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::intern;
@@ -20,9 +20,8 @@ use crate::engine::settlement::Outcome;
 /// The bus's answer to a publish.
 ///
 /// Immutable, and safe to use from any thread. It keeps the event's payload alive.
-#[pyclass(frozen, module = "ironbus", freelist = 256)]
+#[pyclass(frozen, module = "ironbus")]
 pub struct Receipt {
-    core: Weak<Core>,
     event: Event,
     /// None while the event is kept for the start: its lanes are not known yet.
     route: Option<Arc<Route<PyOps>>>,
@@ -32,10 +31,10 @@ pub struct Receipt {
 impl Receipt {
     /// For an event that was accepted under a number.
     #[inline]
-    pub fn accepted(core: &Arc<Core>, prepared: Prepared, sequence: u64, held: bool) -> Self {
+    pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
         let route = (!held).then_some(prepared.route);
         Self {
-            core: Arc::downgrade(core),
+            
             event: prepared.event,
             route,
             sequence,
@@ -43,10 +42,10 @@ impl Receipt {
     }
 
     /// For an event that was accepted before.
-    pub fn of_duplicate(core: &Arc<Core>, prepared: Prepared) -> Self {
+    pub fn of_duplicate(prepared: Prepared) -> Self {
         prepared.discard();
         Self {
-            core: Arc::downgrade(core),
+            
             event: prepared.event,
             route: None,
             sequence: 0,
@@ -250,21 +249,18 @@ impl Receipt {
 
 impl Receipt {
     fn guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
-        let Some(core) = self.core.upgrade() else {
-            return Ok(None);
-        };
-        let Some(origin) = current::origin().filter(|origin| Arc::ptr_eq(&origin.core, &core))
-        else {
-            return Ok(None);
-        };
         if self.is_over(true) {
             return Ok(None);
         }
-        let wait = core
-            .bus
-            .begin_wait(origin.lane, self.lanes())
-            .map_err(|error| super::errors::engine(py, &error))?;
-        Ok(Some(Guard { core, wait }))
+        let Some(origin) = current::origin() else { return Ok(None) };
+        let lanes = self.lanes();
+        // A receipt of another bus: that one cannot wait for this handler.
+        if !lanes.iter().any(|lane| origin.core.owns(lane)) {
+            return Ok(None);
+        }
+        let wait = origin.core.bus.begin_wait(origin.lane, lanes);
+        let wait = wait.map_err(|error| super::errors::engine(py, &error))?;
+        Ok(Some(Guard { core: origin.core, wait }))
     }
 }
 
@@ -325,7 +321,6 @@ impl BatchReceipt {
             receipts.append(Bound::new(
                 py,
                 Receipt {
-                    core: receipt.core.clone(),
                     event: receipt.event.clone(),
                     route: receipt.route.clone(),
                     sequence: receipt.sequence,

@@ -7,9 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyString};
 
 use super::identity::Identity;
-
-/// 0 is the most urgent, 3 the least.
-pub type Priority = u8;
+use crate::engine::priority::Priority;
 
 /// When the event was made.
 pub enum Stamp {

@@ -112,9 +112,10 @@ impl Slot {
         let (py, this) = (slf.py(), slf.get());
         let core = &this.home.core;
         let ring = &core.event_loop().ring;
-        let mut now = this.now(py)?;
-        let turn_over = monotonic_ns() + TURN;
-        core.turn_was_given(now);
+        let mut machine = monotonic_ns();
+        let mut now = core.clock.at(py, machine)?;
+        let turn_over = machine + TURN;
+        core.turn_was_given(machine);
         loop {
             if this.home.stopping.load(Ordering::Relaxed) {
                 return this.leave(py);
@@ -173,13 +174,14 @@ impl Slot {
                     true,
                 ) {
                     Progress::Ended(entry, end) => {
-                        now = this.now(py)?;
+                        machine = monotonic_ns();
+                        now = core.clock.at(py, machine)?;
                         if let Some(absorb) = this.clean_up(py)? {
                             this.finish(py, &lane, entry, end, started, false, now)?;
                             this.set(State::Absorbing);
                             return Ok(Sent::Yielded(absorb));
                         }
-                        let proceed = now < turn_over
+                        let proceed = machine < turn_over
                             && (in_a_row < QUANTUM || ring.is_empty())
                             && !this.home.stopping.load(Ordering::Relaxed);
                         next = this.finish(py, &lane, entry, end, started, proceed, now)?;
@@ -188,7 +190,7 @@ impl Slot {
                     Progress::Awaitable(_) => unreachable!("it was stepped"),
                 }
             }
-            if now >= turn_over && !ring.is_empty() {
+            if machine >= turn_over && !ring.is_empty() {
                 this.set(State::Serving);
                 return Ok(Sent::Yielded(py.None().into_bound(py)));
             }
