@@ -755,6 +755,17 @@ impl<O: Ops> Gate<O> {
         )
     }
 
+    /// Lets go of all lanes and of all events: the end of a bus that nobody can reach any more.
+    pub fn clear(&self) {
+        let mut state = lock(&self.state);
+        let routes = self.router.clear();
+        let doors = std::mem::take(&mut state.doors);
+        let held = std::mem::take(&mut state.held);
+        drop(state);
+        // Outside code, all of it.
+        drop((routes, doors, held));
+    }
+
     /// Events that are kept for the start.
     pub fn held(&self) -> usize {
         lock(&self.state).held.len()

@@ -1,7 +1,7 @@
 //! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
 //! class above it gives names and defaults, and decides nothing per event.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
@@ -24,21 +24,22 @@ use crate::engine::metrics::Percentiles;
 use crate::engine::topic::Topic;
 
 /// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
-#[pyclass(subclass, weakref, module = "ironbus._core")]
+#[pyclass(frozen, subclass, weakref, module = "ironbus._core")]
 pub struct Bus {
-    core: Option<Arc<Core>>,
+    core: OnceLock<Arc<Core>>,
 }
 
 impl Bus {
     /// The bus behind an instance.
     #[inline]
     pub fn core_of(slf: &Bound<'_, PyAny>) -> PyResult<Arc<Core>> {
-        let bus = slf.cast::<Self>()?.try_borrow()?;
-        bus.core().cloned()
+        slf.cast::<Self>()?.get().core().cloned()
     }
 
-    fn core(&self) -> PyResult<&Arc<Core>> {
-        self.core.as_ref().ok_or_else(|| {
+    /// What `__init__` made.
+    #[inline]
+    pub fn core(&self) -> PyResult<&Arc<Core>> {
+        self.core.get().ok_or_else(|| {
             PyRuntimeError::new_err(
                 "EventBus.__init__() was not called; call super().__init__() first",
             )
@@ -78,14 +79,14 @@ impl Bus {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { core: None }
+        Self { core: OnceLock::new() }
     }
 
     /// Sets the bus up. All values are checked by the caller.
     #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
-        &mut self,
+        &self,
         py: Python<'_>,
         max_queue_size: usize,
         overflow: &str,
@@ -105,8 +106,8 @@ impl Bus {
             publisher_context,
             workers,
         };
-        self.core = Some(Core::new(settings, Clock::new(clock)));
-        Ok(())
+                let core = Core::new(settings, Clock::new(clock));
+        self.core.set(core).map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
     }
 
     /// Makes a lane that no event reaches yet.
@@ -190,8 +191,9 @@ impl Bus {
         };
         let seat = Arc::new(PySeat::Stream(Arc::new(StreamSeat::default())));
         let lane = core.bus.make_lane(options, handler, seat);
-        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+                let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
         let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        core.routes.clear(py);
         Ok(StreamSource::new(core, lane, subscription, name))
     }
 
@@ -368,7 +370,7 @@ impl Bus {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let Some(core) = &self.core else {
+        let Some(core) = self.core.get() else {
             return Ok(());
         };
         if let Some(clock) = core.clock.injected() {
@@ -388,8 +390,11 @@ impl Bus {
         Ok(())
     }
 
-    fn __clear__(&mut self) {
-        self.core = None;
+            fn __clear__(&self, py: Python<'_>) {
+        if let Some(core) = self.core.get() {
+            core.routes.clear(py);
+            core.bus.clear();
+        }
     }
 }
 
@@ -468,14 +473,16 @@ impl LaneHandle {
             ));
         };
         let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
-        Ok(core.bus.subscribe(topics, &lane, core.now(py)?))
+                let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        core.routes.clear(py);
+        Ok(subscription)
     }
 
     /// Ends a subscription; with `close`, the lane as well.
-    fn unsubscribe(&self, subscription: u64, close: bool) {
+        fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
         if let Some((core, lane)) = self.both() {
-            core.bus
-                .unsubscribe(subscription, &lane, close, monotonic_ns());
+            core.bus.unsubscribe(subscription, &lane, close, monotonic_ns());
+            core.routes.clear(py);
         }
     }
 

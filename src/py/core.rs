@@ -11,6 +11,7 @@ use super::event_loop::LoopSeat;
 use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
+use super::routes::Routes;
 use crate::engine::bus::Bus;
 use crate::engine::idempotency::Idempotency;
 
@@ -45,6 +46,8 @@ pub struct Core {
     pub settings: Settings,
     /// The clock of deadlines, ages and latencies.
     pub clock: Clock,
+    /// Where events of the last types go.
+    pub routes: Routes,
     /// Async handlers.
     pub loop_seat: Arc<PySeat>,
     /// Sync handlers.
@@ -66,9 +69,7 @@ impl Core {
         let workers = settings.workers;
         Arc::new(Self {
             bus,
-            settings,
-            clock,
-            loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
+            settings, clock, routes: Routes::default(), loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),

@@ -1,7 +1,6 @@
 //! What a handler's failure is to the bus: its kind, and the line in the log.
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
-use pyo3::intern;
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -55,7 +54,6 @@ pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, erro
 }
 
 /// The error of a handler that took longer than its limit.
-pub fn timed_out(py: Python<'_>, seconds: f64) -> PyErr {
-    let text = intern!(py, "the handler exceeded its timeout").to_string();
-    pyo3::exceptions::PyTimeoutError::new_err(format!("{text} of {seconds} s"))
+pub fn timed_out(seconds: f64) -> PyErr {
+    PyTimeoutError::new_err(format!("the handler exceeded its timeout of {seconds} s"))
 }

@@ -26,6 +26,7 @@ mod process;
 mod publisher;
 mod receipt;
 mod record;
+mod routes;
 mod run;
 mod slot;
 mod stream;

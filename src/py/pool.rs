@@ -15,6 +15,7 @@ use pyo3::types::{PyDict, PyList};
 
 use super::clock::monotonic_ns;
 use super::core::{Core, TURN};
+use super::current::Runner;
 use super::native;
 use super::ops::PyLane;
 use super::run::{self, Progress};
@@ -253,18 +254,21 @@ impl Worker {
         while let Some(lane) = self.pool.take(py, &self.crew) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
-            let mut next = core.bus.take(&lane, now);
+                        let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner { core: core.clone(), lane, slot: 0 };
             while let Some(Next {
                 entry,
                 token_wanted,
             }) = next
             {
                 if token_wanted {
-                    next = run::with_token(py, core, &lane, entry, now);
+                    next = run::with_token(py, core, &runner.lane, entry, now);
                     continue;
                 }
                 let started = now;
-                match run::begin(py, core, &lane, entry, 0, now, &self.crew.context, false) {
+                let progress;
+                (runner, progress) = run::begin(py, runner, entry, now, &self.crew.context, false);
+                match progress {
                     Progress::Ended(entry, end) => {
                         let at = monotonic_ns();
                         if at - attached > TURN {
@@ -275,11 +279,11 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = Some(now.saturating_sub(started));
-                        next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {
+                        next = match run::finish(py, core, &runner.lane, entry, end, work, proceed, now) {
                             Ok(next) => next,
                             Err(ending) => {
                                 // It would be raised again and again: the subscription is held.
-                                core.bus.pause(&lane, true);
+                                core.bus.pause(&runner.lane, true);
                                 return Err(ending);
                             }
                         };

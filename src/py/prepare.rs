@@ -228,14 +228,17 @@ fn prepare_parts(
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.
 #[inline]
 fn route(py: Python<'_>, core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Arc<Route<PyOps>>> {
-    let text = type_.to_str().map_err(|_| not_a_type(py))?;
-    if let Some(route) = core.bus.remembered_route(text) {
+        if let Some(route) = core.routes.get(type_) {
         return Ok(route);
     }
-    if !is_printable(type_)? {
-        return Err(not_a_type(py));
-    }
-    Ok(core.bus.route(text))
+    let text = type_.to_str().map_err(|_| not_a_type(py))?;
+    let route = match core.bus.remembered_route(text) {
+        Some(route) => route,
+        None if is_printable(type_)? => core.bus.route(text),
+        None => return Err(not_a_type(py)),
+    };
+    core.routes.put(type_, &route);
+    Ok(route)
 }
 
 /// Not empty, and nothing in it that a log line could not show.

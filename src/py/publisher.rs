@@ -26,11 +26,19 @@ use crate::engine::sync::lock;
 
 /// What `publish` was called with.
 struct Call {
-    core: Arc<Core>,
+    bus: Py<Bus>,
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
-    origin: Option<Box<Origin>>,
+        origin: Option<Box<Origin>>,
+}
+
+impl Call {
+    /// The bus was set up when the call was made.
+    #[inline]
+    fn core(&self) -> &Arc<Core> {
+        self.bus.get().core().expect("a bus stays set up")
+    }
 }
 
 /// A publish that waits.
@@ -181,10 +189,10 @@ impl Publish {
         mut prepared: Prepared,
         machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let now = call.core.clock.at(py, machine)?;
-        match attempt(py, &call.core, &mut prepared, lane_of(&call.core, call.origin.as_deref()), now)? {
+        let now = call.core().clock.at(py, machine)?;
+        match attempt(py, call.core(), &mut prepared, lane_of(call.core(), call.origin.as_deref()), now)? {
             Attempt::Accepted { sequence, held } => {
-                self.accepted(py, &call.core, prepared, sequence, held, machine)
+                self.accepted(py, call.core(), prepared, sequence, held, machine)
             }
             Attempt::Duplicate => {
                 let receipt = Bound::new(py, Receipt::of_duplicate(prepared))?;
@@ -234,9 +242,9 @@ impl Coroutine for Publish {
             State::Created(call) => {
                 let data = call.data.as_ref().map(|data| data.bind(py));
                                 let machine = monotonic_ns();
-                let prepared = call.core.check_process(py).and_then(|()| {
+                let prepared = call.core().check_process(py).and_then(|()| {
                     let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
-                    prepare(py, &call.core, call.event.bind(py), data, options, origin, wall_at(machine))
+                    prepare(py, call.core(), call.event.bind(py), data, options, origin, wall_at(machine))
                 });
                 let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
                 stepped.or_else(|error| this.fail(py, error))
@@ -245,7 +253,7 @@ impl Coroutine for Publish {
                 let Waiting { call, prepared, wait } = *waiting;
                 let stepped = match wait {
                     Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, &call.core, prepared, sequence, false, monotonic_ns()),
+                        Some(sequence) => this.accepted(py, call.core(), prepared, sequence, false, monotonic_ns()),
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
@@ -256,7 +264,7 @@ impl Coroutine for Publish {
                         }
                     },
                     Wait::Key { .. } => {
-                        call.core.bus.count_joined(false);
+                        call.core().bus.count_joined(false);
                         this.advance(py, call, prepared, monotonic_ns())
                     }
                 };
@@ -344,7 +352,7 @@ impl Publish {
 impl Publish {
     fn end(&self, py: Python<'_>) {
                 if let State::Waiting(waiting) = self.swap(py, State::Over) {
-            cancel(py, &waiting.call.core, &waiting.prepared, &waiting.wait);
+            cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait);
         }
     }
 }
@@ -356,7 +364,7 @@ impl Drop for Publish {
                 Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
             }
             State::Waiting(waiting) => {
-                Python::attach(|py| cancel(py, &waiting.call.core, &waiting.prepared, &waiting.wait));
+                Python::attach(|py| cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait));
             }
             _ => {}
         }
@@ -370,7 +378,8 @@ pub fn publish<'py>(
     arguments: &Arguments<'_, 'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = arguments.py();
-    let core = Bus::core_of(slf)?;
+    let bus = slf.cast::<Bus>()?;
+    bus.get().core()?;
     let mut event = arguments.get(0);
     let mut data = arguments.get(1);
     let mut options: Option<Box<Options>> = None;
@@ -407,8 +416,7 @@ pub fn publish<'py>(
             "EventBus.publish() missing 1 required positional argument: 'event'",
         ));
     };
-    let call = Call {
-        core,
+    let call = Call { bus: bus.clone().unbind(),
         event: event.unbind(),
         data: data.map(Bound::unbind),
         options,

@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
+use super::current::Runner;
 use super::event_loop::{Home, Work};
 use super::native::{self, Coroutine, Sent};
 use super::ops::{PyLane, PyOps, block_on};
@@ -150,7 +151,8 @@ impl Slot {
                     }
                 }
             };
-            let mut next = core.bus.take(&lane, now);
+                        let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner { core: core.clone(), lane, slot: this.id };
             let mut in_a_row = 0;
             while let Some(Next {
                 entry,
@@ -158,33 +160,26 @@ impl Slot {
             }) = next
             {
                 if token_wanted {
-                    next = run::with_token(py, core, &lane, entry, now);
+                    next = run::with_token(py, core, &runner.lane, entry, now);
                     continue;
                 }
                 in_a_row += 1;
                 let started = now;
-                match run::begin(
-                    py,
-                    core,
-                    &lane,
-                    entry,
-                    this.id,
-                    now,
-                    &this.home.context,
-                    true,
-                ) {
+                                let progress;
+                (runner, progress) = run::begin(py, runner, entry, now, &this.home.context, true);
+                match progress {
                     Progress::Ended(entry, end) => {
                         machine = monotonic_ns();
                         now = core.clock.at(py, machine)?;
                         if let Some(absorb) = this.clean_up(py)? {
-                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            this.finish(py, &runner.lane, entry, end, started, false, now)?;
                             this.set(State::Absorbing);
                             return Ok(Sent::Yielded(absorb));
                         }
                         let proceed = machine < turn_over
                             && (in_a_row < QUANTUM || ring.is_empty())
                             && !this.home.stopping.load(Ordering::Relaxed);
-                        next = this.finish(py, &lane, entry, end, started, proceed, now)?;
+                        next = this.finish(py, &runner.lane, entry, end, started, proceed, now)?;
                     }
                     Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
                     Progress::Awaitable(_) => unreachable!("it was stepped"),
