@@ -32,6 +32,11 @@ mod slot;
 mod stream;
 mod walk;
 
+/// Events live from publish to settlement, hundreds at a time, which is what the C library's
+/// allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The native half of `ironbus`. Its classes are re-exported by the package.
 ///
 /// Written for interpreters with the GIL: see `event::slots::is_unshared`.
@@ -63,6 +68,8 @@ mod _core {
         native::install_send::<publisher::Publish>(m.py());
         native::install_send::<publisher::PublishMany>(m.py());
         native::install_send::<slot::Slot>(m.py());
+        native::install_pool::<publisher::Publish>(m.py());
+        native::install_pool::<receipt::Receipt>(m.py());
         dataclass::adopt(&m.py().get_type::<EventSequence>())?;
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))

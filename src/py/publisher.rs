@@ -234,6 +234,13 @@ impl Publish {
     }
 }
 
+impl native::Pooled for Publish {
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
+    }
+}
+
 impl Coroutine for Publish {
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {

@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use super::cell::GilCell;
 use super::core::Core;
 use super::current;
 use super::errors::Error;
+use super::native;
 use super::ops::{Event, FutureWaker, PyLane, PyOps, Signal, Waker};
 use super::prepare::Prepared;
 use crate::engine::gate::WaitId;
@@ -78,6 +80,13 @@ impl Receipt {
                 .cloned()
                 .collect()
         })
+    }
+}
+
+impl native::Pooled for Receipt {
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
     }
 }
 
