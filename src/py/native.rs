@@ -84,8 +84,11 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> R) -> Py
 
 /// A native coroutine: a pyclass that is stepped by `await` without exceptions.
 pub trait Coroutine: PyClass {
-    /// One step.
+        /// One step.
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>>;
+
+    /// Where the result is left between [`next_step`] and the interpreter.
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>>;
 }
 
 /// Gives the class the slot by which the interpreter and `asyncio` step it.
@@ -177,29 +180,38 @@ unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
 
 unsafe extern "C" fn step_slot<T: Coroutine>(
     slf: *mut ffi::PyObject,
-    value: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
-    // type alone, which cannot be subclassed), a valid value and a place for the result.
-    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
-    // a reference otherwise.
+    // type alone, which cannot be subclassed) and a place for the result. The step itself is
+    // `T::__next__`, so that pyo3 knows that the thread is attached, which it would not if it were
+    // called from here; without, it would put off every release of a reference. A loop sends None.
     unsafe {
-        Python::attach_unchecked(|py| {
-            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-            let value = Bound::from_borrowed_ptr(py, value);
-            let stepped = guarded(|| T::step(&slf, &value));
-            let (object, kind) = match stepped {
-                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-                Err(error) => {
-                    error.restore(py);
-                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-                }
-            };
-            *result = object;
-            kind
-        })
+        let next = (*ffi::Py_TYPE(slf)).tp_iternext.expect("a coroutine has __next__");
+        let yielded = next(slf);
+        if !yielded.is_null() {
+            *result = yielded;
+            return ffi::PySendResult::PYGEN_NEXT;
+        }
+        let py = Python::assume_attached();
+        let this = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+        let returned = T::result(&this).replace(py, None);
+        *result = returned.map_or(ptr::null_mut(), Py::into_ptr);
+        if (*result).is_null() { ffi::PySendResult::PYGEN_ERROR } else { ffi::PySendResult::PYGEN_RETURN }
+    }
+}
+
+/// For `__next__` of a coroutine: one step, whose result is left in the coroutine.
+#[inline]
+pub fn next_step<'py, T: Coroutine>(slf: &Bound<'py, T>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = slf.py();
+    match T::step(slf, py.None().bind(py))? {
+        Sent::Yielded(object) => Ok(Some(object)),
+        Sent::Returned(object) => {
+            drop(T::result(slf).replace(py, Some(object.unbind())));
+            Ok(None)
+        }
     }
 }
 

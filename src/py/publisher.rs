@@ -157,6 +157,7 @@ fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
 #[pyclass(frozen, module = "ironbus._core", name = "publish")]
 pub struct Publish {
     state: GilCell<State>,
+    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum State {
@@ -243,6 +244,11 @@ impl native::Pooled for Publish {
 
 impl Coroutine for Publish {
     #[inline]
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
+        &slf.get().result
+    }
+
+    #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         match this.swap(py, State::Running) {
@@ -316,8 +322,8 @@ impl Publish {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::send(slf, slf.py().None().bind(slf.py()))
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        native::next_step(slf)
     }
 
     #[getter]
@@ -432,6 +438,7 @@ pub fn publish<'py>(
     };
     Ok(Bound::new(py, Publish {
             state: GilCell::new(State::Created(call)),
+            result: GilCell::new(None),
         },
     )?
     .into_any())
@@ -710,6 +717,7 @@ impl Batch {
 #[pyclass(frozen, module = "ironbus._core", name = "publish_many")]
 pub struct PublishMany {
     state: Mutex<ManyState>,
+    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum ManyState {
@@ -799,6 +807,11 @@ impl PublishMany {
 }
 
 impl Coroutine for PublishMany {
+    #[inline]
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
+        &slf.get().result
+    }
+
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let stepped = match this.swap(ManyState::Running) {
@@ -890,8 +903,8 @@ impl PublishMany {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::send(slf, slf.py().None().bind(slf.py()))
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        native::next_step(slf)
     }
 
     #[getter]
@@ -968,6 +981,7 @@ pub fn publish_many<'py>(
         py,
         PublishMany {
             state: Mutex::new(state),
+            result: GilCell::new(None),
         },
     )?
     .into_any())

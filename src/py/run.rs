@@ -77,14 +77,9 @@ pub fn begin(
         Ok(prepared) => prepared,
         Err(error) => return (runner, Progress::Ended(entry, end(py, error, false))),
     };
-    // The lane itself goes with the delivery.
-    let handler = &runner.lane.handler;
-    let callable = handler.callable.clone_ref(py);
-    let filter = handler.filter.as_ref().map(|filter| filter.clone_ref(py));
-    let given = event.clone_ref(py);
-    let active = Active { runner, entry, event };
-    let (active, called) = current::during(active, || {
-        native::in_context(&context, || call(py, filter, &callable, given, steps)).and_then(|called| called)
+        let active = Active { runner, entry, event };
+    let called = current::during(&active, || {
+        native::in_context(&context, || call(py, &active, steps)).and_then(|called| called)
     });
     let Active { runner, entry, event } = active;
     let (iterator, yielded) = match called {
@@ -141,19 +136,14 @@ enum Called<'py> {
 }
 
 #[inline]
-fn call<'py>(
-    py: Python<'py>,
-    filter: Option<Py<PyAny>>,
-    callable: &Py<PyAny>,
-    event: Py<PyAny>,
-    steps: bool,
-) -> PyResult<Called<'py>> {
-    if let Some(filter) = filter
-        && !filter.bind(py).call1((&event,))?.is_truthy()?
+fn call<'py>(py: Python<'py>, active: &Active, steps: bool) -> PyResult<Called<'py>> {
+    let handler = &active.runner.lane.handler;
+    if let Some(filter) = &handler.filter
+        && !filter.bind(py).call1((&active.event,))?.is_truthy()?
     {
         return Ok(Called::Filtered);
     }
-    let result = callable.bind(py).call1((event,))?;
+    let result = handler.callable.bind(py).call1((&active.event,))?;
     if result.is_none() {
         return Ok(Called::Done);
     }
@@ -179,7 +169,8 @@ pub fn resume(
 ) -> Progress {
     let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
     let runner = Runner { core: core.clone(), lane, slot };
-    let (active, stepped) = current::during(Active { runner, entry, event }, || {
+        let active = Active { runner, entry, event };
+    let stepped = current::during(&active, || {
         native::in_context(context.bind(py), || match input {
             Input::Value(value) => native::send(iterator.bind(py), value),
             Input::Error(error) => throw(iterator.bind(py), error),
