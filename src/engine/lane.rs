@@ -245,10 +245,10 @@ impl<O: Ops> Lane<O> {
         self.depth[level.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-        /// After a push: whether the lane must be scheduled.
+    /// After a push: whether the lane must be scheduled.
     #[inline]
     pub(super) fn signal(&self) -> bool {
-                // A read-modify-write, though it mostly changes nothing that matters: it comes either before
+        // A read-modify-write, though it mostly changes nothing that matters: it comes either before
         // the one in `rest`, which then sees the push, or after it, and then this sees IDLE.
         let state = self.state.fetch_or(NUDGED, Ordering::AcqRel) & !NUDGED;
         state == IDLE && self.wake()
@@ -258,7 +258,10 @@ impl<O: Ops> Lane<O> {
     fn wake(&self) -> bool {
         let mut state = self.state.load(Ordering::Acquire);
         while state & !NUDGED == IDLE {
-            match self.state.compare_exchange(state, READY, Ordering::AcqRel, Ordering::Acquire) {
+            match self
+                .state
+                .compare_exchange(state, READY, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => return true,
                 Err(now) => state = now,
             }
@@ -292,7 +295,10 @@ impl<O: Ops> Lane<O> {
     /// Only ever changed under the consumer's lock, so it needs no locked instruction.
     #[inline]
     fn set_running(&self, change: isize) {
-        let running = self.running.load(Ordering::Relaxed).wrapping_add_signed(change);
+        let running = self
+            .running
+            .load(Ordering::Relaxed)
+            .wrapping_add_signed(change);
         self.running.store(running, Ordering::Release);
     }
 
@@ -514,7 +520,7 @@ impl<O: Ops> Lane<O> {
             self.state.store(READY, Ordering::Relaxed);
             return true;
         }
-                self.state.swap(IDLE, Ordering::AcqRel);
+        self.state.swap(IDLE, Ordering::AcqRel);
         consumer.has_work() && self.signal()
     }
 }

@@ -19,7 +19,7 @@ static CLOCK: LazyLock<(quanta::Clock, u64)> = LazyLock::new(|| {
 /// Nanoseconds since the first call in this process.
 #[inline]
 pub fn monotonic_ns() -> u64 {
-        let (clock, first) = &*CLOCK;
+    let (clock, first) = &*CLOCK;
     clock.delta_as_nanos(*first, clock.raw())
 }
 
@@ -31,8 +31,13 @@ pub fn wall_at(now: u64) -> f64 {
     static MEASURED: AtomicU64 = AtomicU64::new(u64::MAX);
     let measured = MEASURED.load(Ordering::Relaxed);
     if now.wrapping_sub(measured) > SECOND {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        DISTANCE.store((wall.as_secs_f64() - now as f64 / 1e9).to_bits(), Ordering::Relaxed);
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        DISTANCE.store(
+            (wall.as_secs_f64() - now as f64 / 1e9).to_bits(),
+            Ordering::Relaxed,
+        );
         MEASURED.store(now, Ordering::Relaxed);
     }
     now as f64 / 1e9 + f64::from_bits(DISTANCE.load(Ordering::Relaxed))

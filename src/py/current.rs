@@ -18,7 +18,7 @@ pub struct Active {
     /// Its place in the lane.
     pub entry: Entry<PyOps>,
     /// What the handler was given.
-        pub event: Py<PyAny>,
+    pub event: Py<PyAny>,
 }
 
 /// An executor at work on a lane. It goes from one delivery to the next, so that an event costs
@@ -68,5 +68,7 @@ pub fn origin() -> Option<Origin> {
 
 /// The event that this thread's innermost handler was given.
 pub fn event(py: Python<'_>) -> Option<Py<PyAny>> {
-    ACTIVE.is_set().then(|| ACTIVE.with(|active| active.event.clone_ref(py)))
+    ACTIVE
+        .is_set()
+        .then(|| ACTIVE.with(|active| active.event.clone_ref(py)))
 }

@@ -84,7 +84,7 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> R) -> Py
 
 /// A native coroutine: a pyclass that is stepped by `await` without exceptions.
 pub trait Coroutine: PyClass {
-        /// One step.
+    /// One step.
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>>;
 
     /// Where the result is left between [`next_step`] and the interpreter.
@@ -98,7 +98,7 @@ pub fn install_send<T: Coroutine + PyTypeInfo>(py: Python<'_>) {
     // its `tp_as_async`, if set, points into it. It is not yet in anybody's hands, so that no
     // cached lookup exists that this change would have to invalidate.
     unsafe {
-                let heap = class.as_type_ptr().cast::<ffi::PyHeapTypeObject>();
+        let heap = class.as_type_ptr().cast::<ffi::PyHeapTypeObject>();
         (*heap).as_async.am_send = Some(step_slot::<T>);
         (*heap).as_async.am_await = Some(itself);
         (*heap).ht_type.tp_as_async = &raw mut (*heap).as_async;
@@ -188,7 +188,9 @@ unsafe extern "C" fn step_slot<T: Coroutine>(
     // `T::__next__`, so that pyo3 knows that the thread is attached, which it would not if it were
     // called from here; without, it would put off every release of a reference. A loop sends None.
     unsafe {
-        let next = (*ffi::Py_TYPE(slf)).tp_iternext.expect("a coroutine has __next__");
+        let next = (*ffi::Py_TYPE(slf))
+            .tp_iternext
+            .expect("a coroutine has __next__");
         let yielded = next(slf);
         if !yielded.is_null() {
             *result = yielded;
@@ -198,7 +200,11 @@ unsafe extern "C" fn step_slot<T: Coroutine>(
         let this = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
         let returned = T::result(&this).replace(py, None);
         *result = returned.map_or(ptr::null_mut(), Py::into_ptr);
-        if (*result).is_null() { ffi::PySendResult::PYGEN_ERROR } else { ffi::PySendResult::PYGEN_RETURN }
+        if (*result).is_null() {
+            ffi::PySendResult::PYGEN_ERROR
+        } else {
+            ffi::PySendResult::PYGEN_RETURN
+        }
     }
 }
 
@@ -289,18 +295,26 @@ unsafe extern "C" fn call_method(
     unsafe {
         (|py: Python<'_>| {
             let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
-            let names =
-                Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked::<PyTuple>());
+            let names = Bound::from_borrowed_ptr_or_opt(py, names)
+                .map(|names| names.cast_into_unchecked::<PyTuple>());
             let named = names.as_ref().map_or(0, |names| names.len());
-            let all: &[*mut ffi::PyObject] =
-                if count + named == 0 { &[] } else { std::slice::from_raw_parts(args, count + named) };
+            let all: &[*mut ffi::PyObject] = if count + named == 0 {
+                &[]
+            } else {
+                std::slice::from_raw_parts(args, count + named)
+            };
             let (positional, keyword) = all.split_at(count);
             let Some((slf, positional)) = positional.split_first() else {
                 PyTypeError::new_err("the method needs an EventBus").restore(py);
                 return ptr::null_mut();
             };
             let slf = Bound::from_borrowed_ptr(py, *slf);
-            let arguments = Arguments { py, positional, keyword, names };
+            let arguments = Arguments {
+                py,
+                positional,
+                keyword,
+                names,
+            };
             let method = (*callable.cast::<AsyncMethod>()).method;
             match guarded(|| method(&slf, &arguments)) {
                 Ok(result) => result.into_ptr(),

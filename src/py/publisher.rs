@@ -30,7 +30,7 @@ struct Call {
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
-        origin: Option<Box<Origin>>,
+    origin: Option<Box<Origin>>,
 }
 
 impl Call {
@@ -162,7 +162,7 @@ pub struct Publish {
 
 enum State {
     Created(Call),
-        Waiting(Box<Waiting>),
+    Waiting(Box<Waiting>),
     /// Accepted; the loop gets a turn before the publisher goes on.
     Yielding(Py<Receipt>),
     Running,
@@ -191,7 +191,13 @@ impl Publish {
         machine: u64,
     ) -> PyResult<Sent<'py>> {
         let now = call.core().clock.at(py, machine)?;
-        match attempt(py, call.core(), &mut prepared, lane_of(call.core(), call.origin.as_deref()), now)? {
+        match attempt(
+            py,
+            call.core(),
+            &mut prepared,
+            lane_of(call.core(), call.origin.as_deref()),
+            now,
+        )? {
             Attempt::Accepted { sequence, held } => {
                 self.accepted(py, call.core(), prepared, sequence, held, machine)
             }
@@ -203,7 +209,14 @@ impl Publish {
             Attempt::Wait(wait) => {
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
                 let future = future.clone_ref(py).into_bound(py);
-                                self.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
+                self.swap(
+                    py,
+                    State::Waiting(Box::new(Waiting {
+                        call,
+                        prepared,
+                        wait,
+                    })),
+                );
                 Ok(Sent::Yielded(future))
             }
         }
@@ -220,7 +233,7 @@ impl Publish {
         machine: u64,
     ) -> PyResult<Sent<'py>> {
         let receipt = Bound::new(py, Receipt::accepted(prepared, sequence, held))?;
-        if core.turn_is_due(machine) {
+        if core.turn_is_due(1, machine) {
             core.turn_was_given(machine);
             self.swap(py, State::Yielding(receipt.unbind()));
             return Ok(Sent::Yielded(py.None().into_bound(py)));
@@ -254,25 +267,52 @@ impl Coroutine for Publish {
         match this.swap(py, State::Running) {
             State::Created(call) => {
                 let data = call.data.as_ref().map(|data| data.bind(py));
-                                let machine = monotonic_ns();
+                let machine = monotonic_ns();
                 let prepared = call.core().check_process(py).and_then(|()| {
                     let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
-                    prepare(py, call.core(), call.event.bind(py), data, options, origin, wall_at(machine))
+                    prepare(
+                        py,
+                        call.core(),
+                        call.event.bind(py),
+                        data,
+                        options,
+                        origin,
+                        wall_at(machine),
+                    )
                 });
-                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
+                let stepped =
+                    prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
                 stepped.or_else(|error| this.fail(py, error))
             }
-                        State::Waiting(waiting) => {
-                let Waiting { call, prepared, wait } = *waiting;
+            State::Waiting(waiting) => {
+                let Waiting {
+                    call,
+                    prepared,
+                    wait,
+                } = *waiting;
                 let stepped = match wait {
                     Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, call.core(), prepared, sequence, false, monotonic_ns()),
+                        Some(sequence) => this.accepted(
+                            py,
+                            call.core(),
+                            prepared,
+                            sequence,
+                            false,
+                            monotonic_ns(),
+                        ),
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
                             block_on(&again)?;
-                                                        let wait = Wait::Room { ticket, future };
-                            this.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
+                            let wait = Wait::Room { ticket, future };
+                            this.swap(
+                                py,
+                                State::Waiting(Box::new(Waiting {
+                                    call,
+                                    prepared,
+                                    wait,
+                                })),
+                            );
                             Ok(Sent::Yielded(again))
                         }
                     },
@@ -364,7 +404,7 @@ impl Publish {
 
 impl Publish {
     fn end(&self, py: Python<'_>) {
-                if let State::Waiting(waiting) = self.swap(py, State::Over) {
+        if let State::Waiting(waiting) = self.swap(py, State::Over) {
             cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait);
         }
     }
@@ -377,7 +417,9 @@ impl Drop for Publish {
                 Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
             }
             State::Waiting(waiting) => {
-                Python::attach(|py| cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait));
+                Python::attach(|py| {
+                    cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait)
+                });
             }
             _ => {}
         }
@@ -429,14 +471,17 @@ pub fn publish<'py>(
             "EventBus.publish() missing 1 required positional argument: 'event'",
         ));
     };
-    let call = Call { bus: bus.clone().unbind(),
+    let call = Call {
+        bus: bus.clone().unbind(),
         event: event.unbind(),
         data: data.map(Bound::unbind),
         options,
         // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-                origin: current::origin().map(Box::new),
+        origin: current::origin().map(Box::new),
     };
-    Ok(Bound::new(py, Publish {
+    Ok(Bound::new(
+        py,
+        Publish {
             state: GilCell::new(State::Created(call)),
             result: GilCell::new(None),
         },
@@ -491,7 +536,7 @@ fn publish_prepared_sync(
         None => wait(),
     };
     loop {
-                let now = core.now(py)?;
+        let now = core.now(py)?;
         match prepared.publish(py, &core.bus, lane, patience, now)? {
             Published::Accepted(sequence) => {
                 return Ok(Receipt::accepted(prepared, sequence, false));
@@ -634,6 +679,8 @@ struct Batch {
     origin: Option<Origin>,
     rest: std::vec::IntoIter<Prepared>,
     receipts: Vec<Receipt>,
+    /// Events let in that nobody has counted towards a turn of the loop.
+    uncounted: usize,
 }
 
 impl Batch {
@@ -644,6 +691,7 @@ impl Batch {
             origin,
             rest: batch.into_iter(),
             receipts,
+            uncounted: 0,
         }
     }
 
@@ -677,11 +725,13 @@ impl Batch {
                 origin: lane,
             });
             let admitted = self.core.bus.publish_run(offers, &mut route, now);
+            self.uncounted += admitted.count;
             for (at, mut prepared) in self.rest.by_ref().take(admitted.count).enumerate() {
                 if !Arc::ptr_eq(&prepared.route, &route) {
                     prepared.route = route.clone();
                 }
-                self.receipts.push(Receipt::accepted(prepared,
+                self.receipts.push(Receipt::accepted(
+                    prepared,
                     admitted.first + at as u64,
                     admitted.held,
                 ));
@@ -743,6 +793,15 @@ impl PublishMany {
         loop {
             match batch.run(py, turn_over) {
                 Ok(true) => {}
+                Ok(false)
+                    if batch
+                        .core
+                        .turn_is_due(std::mem::take(&mut batch.uncounted), turn_over - TURN) =>
+                {
+                    batch.core.turn_was_given(monotonic_ns());
+                    self.swap(ManyState::Going(batch));
+                    return Ok(Sent::Yielded(py.None().into_bound(py)));
+                }
                 Ok(false) => {
                     self.swap(ManyState::Over);
                     return Ok(Sent::Returned(Bound::new(py, batch.finish())?.into_any()));
@@ -784,9 +843,7 @@ impl PublishMany {
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
-                batch
-                    .receipts
-                    .push(Receipt::of_duplicate(prepared));
+                batch.receipts.push(Receipt::of_duplicate(prepared));
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),
@@ -834,10 +891,9 @@ impl Coroutine for PublishMany {
                             .core
                             .bus
                             .route(prepared.event.payload.type_.bind(py).to_str()?);
-                        batch.receipts.push(Receipt::accepted(prepared,
-                            sequence,
-                            false,
-                        ));
+                        batch
+                            .receipts
+                            .push(Receipt::accepted(prepared, sequence, false));
                         this.advance(py, batch)
                     }
                     None => {

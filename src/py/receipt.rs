@@ -36,7 +36,6 @@ impl Receipt {
     pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
         let route = (!held).then_some(prepared.route);
         Self {
-            
             event: prepared.event,
             route,
             sequence,
@@ -47,7 +46,6 @@ impl Receipt {
     pub fn of_duplicate(prepared: Prepared) -> Self {
         prepared.discard();
         Self {
-            
             event: prepared.event,
             route: None,
             sequence: 0,
@@ -261,7 +259,9 @@ impl Receipt {
         if self.is_over(true) {
             return Ok(None);
         }
-        let Some(origin) = current::origin() else { return Ok(None) };
+        let Some(origin) = current::origin() else {
+            return Ok(None);
+        };
         let lanes = self.lanes();
         // A receipt of another bus: that one cannot wait for this handler.
         if !lanes.iter().any(|lane| origin.core.owns(lane)) {
@@ -269,7 +269,10 @@ impl Receipt {
         }
         let wait = origin.core.bus.begin_wait(origin.lane, lanes);
         let wait = wait.map_err(|error| super::errors::engine(py, &error))?;
-        Ok(Some(Guard { core: origin.core, wait }))
+        Ok(Some(Guard {
+            core: origin.core,
+            wait,
+        }))
     }
 }
 

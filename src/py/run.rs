@@ -77,11 +77,19 @@ pub fn begin(
         Ok(prepared) => prepared,
         Err(error) => return (runner, Progress::Ended(entry, end(py, error, false))),
     };
-        let active = Active { runner, entry, event };
+    let active = Active {
+        runner,
+        entry,
+        event,
+    };
     let called = current::during(&active, || {
         native::in_context(&context, || call(py, &active, steps)).and_then(|called| called)
     });
-    let Active { runner, entry, event } = active;
+    let Active {
+        runner,
+        entry,
+        event,
+    } = active;
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
@@ -123,7 +131,14 @@ fn prepare<'py>(
 ) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
     let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
-    let event = Event::deliver(py, record, entry.sequence, entry.attempt, &handler.name, deadline)?;
+    let event = Event::deliver(
+        py,
+        record,
+        entry.sequence,
+        entry.attempt,
+        &handler.name,
+        deadline,
+    )?;
     let own = record.context().filter(|_| handler.publisher_context);
     Ok((event, native::copy_context(py, Some(own.unwrap_or(base)))?))
 }
@@ -167,9 +182,26 @@ pub fn resume(
     slot: u64,
     input: Input<'_>,
 ) -> Progress {
-    let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
-    let runner = Runner { core: core.clone(), lane, slot };
-        let active = Active { runner, entry, event };
+    let Job {
+        lane,
+        entry,
+        event,
+        context,
+        iterator,
+        started,
+        timed_out,
+        recalled,
+    } = *job;
+    let runner = Runner {
+        core: core.clone(),
+        lane,
+        slot,
+    };
+    let active = Active {
+        runner,
+        entry,
+        event,
+    };
     let stepped = current::during(&active, || {
         native::in_context(context.bind(py), || match input {
             Input::Value(value) => native::send(iterator.bind(py), value),
@@ -177,10 +209,23 @@ pub fn resume(
         })
         .and_then(|stepped| stepped)
     });
-    let Active { runner: Runner { lane, .. }, entry, event } = active;
+    let Active {
+        runner: Runner { lane, .. },
+        entry,
+        event,
+    } = active;
     match stepped {
         Ok(Sent::Yielded(yielded)) => {
-            let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
+            let job = Job {
+                lane,
+                entry,
+                event,
+                context,
+                iterator,
+                started,
+                timed_out,
+                recalled,
+            };
             Progress::Suspended(Box::new(job), yielded.unbind())
         }
         Ok(Sent::Returned(_)) => {

@@ -154,8 +154,12 @@ impl Slot {
                     }
                 }
             };
-                        let mut next = core.bus.take(&lane, now);
-            let mut runner = Runner { core: core.clone(), lane, slot: this.id };
+            let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner {
+                core: core.clone(),
+                lane,
+                slot: this.id,
+            };
             let mut in_a_row = 0;
             while let Some(Next {
                 entry,
@@ -168,7 +172,7 @@ impl Slot {
                 }
                 in_a_row += 1;
                 let started = now;
-                                let progress;
+                let progress;
                 (runner, progress) = run::begin(py, runner, entry, now, &this.home.context, true);
                 match progress {
                     Progress::Ended(entry, end) => {
