@@ -13,6 +13,7 @@ mod event;
 mod event_loop;
 mod failure;
 mod identity;
+mod keys;
 mod native;
 mod ops;
 mod pool;
@@ -22,8 +23,10 @@ mod process;
 mod publisher;
 mod receipt;
 mod record;
+mod refusal;
 mod run;
 mod slot;
+mod still;
 mod stream;
 mod walk;
 
@@ -40,6 +43,8 @@ mod _core {
     use super::delivery::Delivery;
     #[pymodule_export]
     use super::event::Event;
+    #[pymodule_export]
+    use super::keys::{IdempotencyManager, content_key};
     #[pymodule_export]
     use super::receipt::{BatchReceipt, Receipt};
     #[pymodule_export]
