@@ -134,7 +134,7 @@ fn seconds(given: &Bound<'_, PyAny>) -> PyResult<f64> {
         _ => f64::NAN,
     };
     // Less than a nanosecond is nothing.
-    if seconds >= 1e-9 && seconds < LONGEST {
+    if (1e-9..LONGEST).contains(&seconds) {
         return Ok(seconds);
     }
     let text = "ttl_seconds must be a positive number of seconds below 1e9, for example 3600";

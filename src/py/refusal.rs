@@ -164,35 +164,33 @@ impl<'py> Search<'py> {
             let finite = float.value().is_finite();
             return (!finite).then(|| Fault::new(Error::PayloadNotFinite, NOT_FINITE));
         }
-        let entries = if let Ok(list) = value.cast::<PyList>() {
-            Entries::Items(list.iter().collect())
-        } else if let Ok(tuple) = value.cast::<PyTuple>() {
-            Entries::Items(tuple.iter().collect())
+        let object = value.as_ptr() as usize;
+        let entries = if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
+            match items(value) {
+                Ok(items) if items.is_empty() => return None,
+                Ok(items) => Entries::Items(items),
+                Err(fault) => return Some(fault),
+            }
         } else if let Ok(dict) = value.cast::<PyDict>() {
             if dict.is_empty() {
                 return None;
             }
+            if self.open.contains(&object) {
+                return Some(Fault::new(Error::PayloadCycle, CYCLE));
+            }
             match sorted_pairs(dict) {
-                // A dictionary within itself is found before it is sorted.
-                Err(_) if self.open.contains(&(value.as_ptr() as usize)) => {
-                    return Some(Fault::new(Error::PayloadCycle, CYCLE));
-                }
-                Err(fault) => return Some(fault),
                 Ok(pairs) => Entries::Pairs(pairs),
+                Err(fault) => return Some(fault),
             }
         } else {
+            let name = type_name(value);
             return Some(Fault::new(
                 Error::PayloadNotEncodable,
                 format!(
-                    "is of type {}, which has no JSON form; turn it into a string, number, list or dict first",
-                    type_name(value)
+                    "is of type {name}, which has no JSON form; turn it into a string, number, list or dict first"
                 ),
             ));
         };
-        if matches!(&entries, Entries::Items(items) if items.is_empty()) {
-            return None;
-        }
-        let object = value.as_ptr() as usize;
         if !self.open.insert(object) {
             return Some(Fault::new(Error::PayloadCycle, CYCLE));
         }
@@ -263,7 +261,19 @@ fn key_fault(key: &Bound<'_, PyAny>) -> Option<Fault> {
     Some(Fault::new(Error::PayloadNotEncodable, text))
 }
 
-/// The items as the encoder sees them.
+/// The items of a list or tuple as the encoder sees them: those that a subclass iterates over.
+fn items<'py>(sequence: &Bound<'py, PyAny>) -> Result<Vec<Bound<'py, PyAny>>, Fault> {
+    let items = sequence.try_iter().and_then(Iterator::collect);
+    items.map_err(|_: PyErr| {
+        let name = type_name(sequence);
+        Fault::new(
+            Error::PayloadNotEncodable,
+            format!("is of type {name}, which cannot be iterated over; turn it into a list first"),
+        )
+    })
+}
+
+/// The items of a dictionary as the encoder sees them.
 #[allow(clippy::type_complexity)]
 fn sorted_pairs<'py>(
     dict: &Bound<'py, PyDict>,
