@@ -7,6 +7,7 @@ category for everything that it refuses, with the path of the field and never a 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
@@ -94,7 +95,7 @@ class Shade(enum.StrEnum):
     DARK = "dark"
 
 
-class Mixed(str, enum.Enum):
+class Mixed(str, enum.Enum):  # noqa: UP042 - formats itself as "Mixed.A"
     A = "a"
 
 
@@ -138,7 +139,7 @@ rare_values = st.recursive(rare_scalars, rare_containers, max_leaves=20)
 @given(json_values, st.text(st.characters(codec="utf-8")))
 @example({"b": 1, "a": [1.5, None, True, False, "x"], "": {}}, "order.paid")
 @example({"\U0001f600": 1, "\uffff": 2, "\ue000": 3, "é": 4, "z": 5}, "")
-@example(["\x00\x1f\x7f\x80\xff \"\\/\b\f\n\r\t \u2028\ud7ff\ue000\U0010ffff" * 3], "é😀")
+@example(['\x00\x1f\x7f\x80\xff "\\/\b\f\n\r\t \u2028\ud7ff\ue000\U0010ffff' * 3], "é😀")
 def test_json_values_have_the_key_of_the_formula(data, type_):
     assert content_key(type_, data) == formula(type_, data)
 
@@ -227,7 +228,7 @@ def test_more_kinds():
         {True: 1, False: 2},
         {None: 1},
         {1.5: 1, -0.0: 2},
-        {1: 1, 2.5: 2, True: 3},
+        {1: 1, 2.5: 2, False: 3},
         {"1": 1, 1: 2},
         {None: 1, "a": 2},
         {(1, 2): 3},
@@ -428,10 +429,8 @@ def test_another_thread_changes_the_dict(rare):
         for thread in threads:
             thread.start()
         for _ in range(2_000):
-            try:
+            with contextlib.suppress(errors.PayloadNotEncodable):
                 assert len(content_key("a", data)) == 32
-            except errors.PayloadNotEncodable:
-                pass
     finally:
         stop.set()
         for thread in threads:
