@@ -6,6 +6,7 @@ from ironbus._core import Delivery as Delivery
 from ironbus._core import Event as Event
 from ironbus._core import Receipt as Receipt
 from ironbus._core import __version__ as __version__
+from ironbus._core import content_key as content_key
 from ironbus._core import current_delivery as current_delivery
 from ironbus._waiting import Settlement as Settlement
 from ironbus.bus import EventBus as EventBus

@@ -161,7 +161,7 @@ impl Core {
 }
 
 /// A random seed of this process, for hash tables.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     static STATE: OnceLock<RandomState> = OnceLock::new();
     STATE.get_or_init(RandomState::new).hash_one(0u8)

@@ -16,6 +16,7 @@ mod event_loop;
 mod event_sequence;
 mod failure;
 mod identity;
+mod keys;
 mod native;
 mod ops;
 mod ordering;
@@ -26,22 +27,13 @@ mod process;
 mod publisher;
 mod receipt;
 mod record;
+mod refusal;
 mod routes;
 mod run;
 mod slot;
+mod still;
 mod stream;
 mod walk;
-
-/// Events live from publish to settlement, hundreds at a time, which is what the C library's
-/// allocator is slow at.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// The native half of `ironbus`. Its classes are re-exported by the package.
-///
-/// Written for interpreters with the GIL: see `event::slots::is_unshared`.
-#[pymodule(gil_used = true)]
-mod _core {
     use super::*;
 
     #[pymodule_export]
@@ -50,6 +42,8 @@ mod _core {
     use super::delivery::Delivery;
     #[pymodule_export]
     use super::event::Event;
+    #[pymodule_export]
+    use super::keys::{IdempotencyManager, content_key};
     #[pymodule_export]
     use super::receipt::{BatchReceipt, Receipt};
     #[pymodule_export]
