@@ -561,7 +561,7 @@ def test_a_manager_owns_one_loop_until_cleanup() -> None:
     manager.cleanup()
     loop = manager.get_loop()
     assert manager.get_loop() is loop
-    assert loop.run_until_complete(answer()) == 42
+    assert loop.run_until_complete(answer()) == manager.run(answer()) == 42
     assert loop is not get_event_loop_safe()
     manager.cleanup()
     manager.cleanup()
