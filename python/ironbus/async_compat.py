@@ -147,11 +147,16 @@ class EventLoopManager:
         runner = self._take() if getattr(self, "_runner", None) is not None else None
         if runner is None:
             return
-        if _running_loop() is None:
-            _close(runner.get_loop(), join_pool=False)
+        loop = runner.get_loop()
+        # Only a loop with something left to end is run once more, and not even
+        # looked for is a running one otherwise: up to CPython 3.12 either leaks the
+        # thread's state when the thread is ending. (uvloop does not show its generators.)
+        unfinished = asyncio.all_tasks(loop) or getattr(loop, "_asyncgens", True)
+        if unfinished and _running_loop() is None:
+            _close(loop, join_pool=False)
         else:
-            # Collected in the middle of another loop's work: it cannot be run any more.
-            runner.get_loop().close()
+            # Also when collected in the middle of another loop's work: it cannot be run then.
+            loop.close()
 
 
 class _OfThread(threading.local):
