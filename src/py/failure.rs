@@ -32,6 +32,15 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
     }
 }
 
+/// Gives the exception its traceback, which Python 3.11 keeps beside it until somebody catches it in Python.
+pub fn keep_traceback(py: Python<'_>, error: &PyErr) {
+    if let Some(traceback) = error.traceback(py)
+        && let Err(error) = error.value(py).setattr(intern!(py, "__traceback__"), traceback)
+    {
+        error.write_unraisable(py, None);
+    }
+}
+
 /// Says in the log that a handler failed for good: where and how, never with which words, for
 /// an exception's message may hold what the event held.
 pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {

@@ -205,7 +205,10 @@ fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
     match failure::kind(py, &error) {
         Kind::Ending => End::Ending(error),
         Kind::Cancelled if recalled => End::PutBack,
-        Kind::Cancelled | Kind::Failed => End::Outcome(Outcome::Dead(Arc::new(error))),
+        Kind::Cancelled | Kind::Failed => {
+            failure::keep_traceback(py, &error);
+            End::Outcome(Outcome::Dead(Arc::new(error)))
+        }
     }
 }
 
@@ -259,6 +262,7 @@ pub fn with_token(
             // It is ordered by nothing, so it holds up nothing; and it fails as its handler would.
             let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
             let next = core.bus.with_token(lane, entry, alone, now)?;
+            failure::keep_traceback(py, &error);
             failure::log(py, lane, &next.entry, &error);
             core.bus.finish(lane, &next.entry, Outcome::Dead(Arc::new(error)), None, true, now)
         }
