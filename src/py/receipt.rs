@@ -24,7 +24,8 @@ use crate::engine::settlement::Outcome;
 pub struct Receipt {
     core: Weak<Core>,
     event: Event,
-    /// None while the event is kept for the start: its lanes are not known yet.
+    /// As the publisher knew it; the event's own goes first. None while the event is kept for the
+    /// start: its lanes are not known yet.
     route: Option<Arc<Route<PyOps>>>,
     sequence: u64,
 }
@@ -59,7 +60,7 @@ impl Receipt {
     }
 
     fn lanes(&self) -> Vec<PyLane> {
-        let route = self.route.clone().or_else(|| self.event.route());
+        let route = self.event.route().or_else(|| self.route.clone());
         route.map_or_else(Vec::new, |route| {
             route.lanes.iter().filter(|lane| !lane.options.passive).cloned().collect()
         })
