@@ -131,6 +131,7 @@ class EventBus(_core.Bus):
         self._table = Table(self)
         self._lifecycle = threading.Lock()
         self._stopping = False
+        self._holds_interval = False
         self._sync: SyncBus | None = None
         self._log: EventLog | None = None
         folder = log_dir if log_dir is not None else os.environ.get("IRONBUS_LOG_DIR") or None
@@ -224,7 +225,10 @@ class EventBus(_core.Bus):
         """
         if self._open():
             self._stopping = False
-            _interval.hold()
+            # A start whose loop was closed without a stop holds it already.
+            if not self._holds_interval:
+                self._holds_interval = True
+                _interval.hold()
 
     async def stop(self, timeout: float = 10.0) -> StopReport:
         """Stop: handle what is queued for up to ``timeout`` seconds, then let go.
@@ -235,6 +239,7 @@ class EventBus(_core.Bus):
         Callable from any loop and from a handler, which goes on. Repeating it does nothing.
         """
         if not self._running:
+            self._let_go()
             return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
         home = self._loop
         own = self._own()
@@ -259,12 +264,17 @@ class EventBus(_core.Bus):
             await self._join(threads)
             self._close()
             self._stopping = False
-            _interval.release()
-            if self._log is not None:
-                self._log.close()
+            self._let_go()
         left = self.audit().pending - (1 if own is not None else 0)
         seconds = time.monotonic() - started
         return StopReport(drained=drained and left <= 0, left=max(left, 0), interrupted=interrupted, seconds=seconds)
+
+    def _let_go(self) -> None:
+        if self._holds_interval:
+            self._holds_interval = False
+            _interval.release()
+        if self._log is not None:
+            self._log.close()
 
     async def _idle(self, timeout: float | None, excused: int | None) -> bool:
         try:

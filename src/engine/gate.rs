@@ -607,6 +607,10 @@ impl<O: Ops> Gate<O> {
         for id in &ids {
             let mut waiter = state.dequeue(*id).expect("listed");
             let route = self.router.route(&waiter.event_type);
+            if !Arc::ptr_eq(&route, &waiter.route) {
+                // Its publisher knows another one.
+                waiter.event.set_route(route.clone());
+            }
             effects
                 .retired
                 .push(std::mem::replace(&mut waiter.route, route));

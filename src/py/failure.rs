@@ -1,6 +1,7 @@
 //! What a handler's failure is to the bus: its kind, and the line in the log.
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTimeoutError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -28,6 +29,15 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
     match CANCELLED.import(py, "asyncio", "CancelledError") {
         Ok(cancelled) if error.is_instance(py, cancelled) => Kind::Cancelled,
         _ => Kind::Failed,
+    }
+}
+
+/// Gives the exception its traceback, which Python 3.11 keeps beside it until somebody catches it in Python.
+pub fn keep_traceback(py: Python<'_>, error: &PyErr) {
+    if let Some(traceback) = error.traceback(py)
+        && let Err(error) = error.value(py).setattr(intern!(py, "__traceback__"), traceback)
+    {
+        error.write_unraisable(py, None);
     }
 }
 

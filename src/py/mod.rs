@@ -34,6 +34,17 @@ mod slot;
 mod still;
 mod stream;
 mod walk;
+
+/// Events live from publish to settlement, hundreds at a time, which is what the C library's
+/// allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The native half of `ironbus`. Its classes are re-exported by the package.
+///
+/// Written for interpreters with the GIL: see `event::slots::is_unshared`.
+#[pymodule(gil_used = true)]
+mod _core {
     use super::*;
 
     #[pymodule_export]

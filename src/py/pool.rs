@@ -40,7 +40,7 @@ pub struct Pool {
 struct State {
     ready: VecDeque<PyLane>,
     crew: Option<Arc<Crew>>,
-    idle: usize,
+    /// All threads, of former starts too: a handler that cannot be stopped keeps its place.
     threads: usize,
     hired: u64,
 }
@@ -50,6 +50,8 @@ pub struct Crew {
     core: Arc<Core>,
     context: Py<PyAny>,
     threads: Mutex<HashMap<u64, Py<PyAny>>>,
+    /// Those that wait for work. Changed under the pool's lock.
+    idle: AtomicUsize,
 }
 
 impl Pool {
@@ -75,10 +77,11 @@ impl Pool {
         }
     }
 
-    /// Wakes an idle thread for the work that was just put in line, or makes place for a new one.
+    /// Wakes an idle thread for the work that is in line, or makes place for a new one.
     fn staff(&self, state: &mut State) -> Option<(Arc<Crew>, u64)> {
         let crew = state.crew.clone()?;
-        if state.idle > 0 {
+        // A thread counts as idle until it has come for its lane, so one may be awaited twice.
+        if state.ready.len() <= crew.idle.load(Ordering::Relaxed) {
             self.work.notify_one();
             return None;
         }
@@ -115,13 +118,28 @@ impl Pool {
             })();
             if let Err(error) = started {
                 // Its lane stays in line for the threads that there are, or for the next one hired.
-                self.gone(&crew, id);
+                self.not_hired(&crew, id);
                 error.write_unraisable(py, None);
             }
         });
     }
 
-    fn gone(&self, crew: &Crew, id: u64) {
+    /// A thread has ended. Its place may be what a lane waits for.
+    fn gone(self: &Arc<Self>, crew: &Crew, id: u64) {
+        let hire = {
+            let mut state = lock(&self.state);
+            state.threads -= 1;
+            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+        };
+        let thread = lock(&crew.threads).remove(&id);
+        drop(thread);
+        if let Some((crew, id)) = hire {
+            self.hire(crew, id);
+        }
+    }
+
+    /// A thread could not be started.
+    fn not_hired(&self, crew: &Crew, id: u64) {
         lock(&self.state).threads -= 1;
         let thread = lock(&crew.threads).remove(&id);
         drop(thread);
@@ -130,19 +148,14 @@ impl Pool {
     /// Begins to serve.
     pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
         let context = native::copy_context(py, None)?.unbind();
-        let crew = Arc::new(Crew {
-            core: core.clone(),
-            context,
-            threads: Mutex::default(),
-        });
+        let crew = Arc::new(Crew { core: core.clone(), context, threads: Mutex::default(), idle: AtomicUsize::new(0) });
         let hire = {
             let mut state = lock(&self.state);
-            state.crew = Some(crew);
-            if state.ready.is_empty() {
-                None
-            } else {
-                self.staff(&mut state)
+            // Threads of a start whose loop was closed without a stop go home.
+            if state.crew.replace(crew).is_some() {
+                self.work.notify_all();
             }
+            if state.ready.is_empty() { None } else { self.staff(&mut state) }
         };
         if let Some((crew, id)) = hire {
             self.hire(crew, id);
@@ -205,7 +218,7 @@ impl Pool {
         py.detach(|| {
             let until = Instant::now() + IDLE;
             let mut state = lock(&self.state);
-            state.idle += 1;
+            crew.idle.fetch_add(1, Ordering::Relaxed);
             let lane = loop {
                 match next(&mut state) {
                     Some(Some(lane)) => break Some(lane),
@@ -219,7 +232,7 @@ impl Pool {
                 let waited = self.work.wait_timeout(state, left);
                 state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
             };
-            state.idle -= 1;
+            crew.idle.fetch_sub(1, Ordering::Relaxed);
             lane
         })
     }

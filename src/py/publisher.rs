@@ -663,8 +663,9 @@ fn options_of(
         headers: clone(&shared.headers),
     });
     for (name, value) in own {
-        let name = name.cast_into::<PyString>()?;
-        let slot = options.slot(name.to_str()?).ok_or_else(|| {
+        let name = name.cast_into::<PyString>().ok();
+        let name = name.as_ref().and_then(|name| name.to_str().ok());
+        let slot = name.and_then(|name| options.slot(name)).ok_or_else(|| {
             let text = "unknown option in (type, data, options); there are priority, key, idempotency_key and headers";
             Error::InvalidOption.new(py, "options", text)
         })?;
@@ -884,16 +885,10 @@ impl Coroutine for PublishMany {
                 })
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),
-            ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
+            ManyState::Waiting(mut batch, prepared, wait) => match wait {
                 Wait::Room { ticket, future } => match ticket.sequence() {
                     Some(sequence) => {
-                        prepared.route = batch
-                            .core
-                            .bus
-                            .route(prepared.event.payload.type_.bind(py).to_str()?);
-                        batch
-                            .receipts
-                            .push(Receipt::accepted(prepared, sequence, false));
+                        batch.receipts.push(Receipt::accepted(prepared, sequence, false));
                         this.advance(py, batch)
                     }
                     None => {

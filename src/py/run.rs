@@ -266,7 +266,10 @@ fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
     match failure::kind(py, &error) {
         Kind::Ending => End::Ending(error),
         Kind::Cancelled if recalled => End::PutBack,
-        Kind::Cancelled | Kind::Failed => End::Outcome(Outcome::Dead(Arc::new(error))),
+        Kind::Cancelled | Kind::Failed => {
+            failure::keep_traceback(py, &error);
+            End::Outcome(Outcome::Dead(Arc::new(error)))
+        }
     }
 }
 
@@ -330,6 +333,7 @@ pub fn with_token(
             // It is ordered by nothing, so it holds up nothing; and it fails as its handler would.
             let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
             let next = core.bus.with_token(lane, entry, alone, now)?;
+            failure::keep_traceback(py, &error);
             failure::log(py, lane, &next.entry, &error);
             core.bus.finish(
                 lane,
