@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
-use super::ops::{PyOps, PySeat};
+use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
 use crate::engine::bus::Bus;
@@ -94,6 +94,11 @@ impl Core {
         }
     }
 
+    /// Whether a lane is one of this bus's.
+    pub fn owns(&self, lane: &PyLane) -> bool {
+        Arc::ptr_eq(lane.seat(), &self.loop_seat) || Arc::ptr_eq(lane.seat(), &self.pool_seat)
+    }
+
     /// Now, on the bus's clock.
     #[inline]
     pub fn now(&self, py: Python<'_>) -> PyResult<u64> {
@@ -107,7 +112,8 @@ impl Core {
 
     /// Says that the bus is started, or is not.
     pub fn set_running(&self, running: bool, now: u64) {
-        self.generation.store(process::generation(), Ordering::Relaxed);
+        self.generation
+            .store(process::generation(), Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.running.store(running, Ordering::Release);
     }
@@ -135,7 +141,8 @@ impl Core {
     pub fn turn_is_due(&self, now: u64) -> bool {
         let publishes = self.publishes.load(Ordering::Relaxed) + 1;
         self.publishes.store(publishes, Ordering::Relaxed);
-        publishes >= PUBLISHES_PER_TURN || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
+        publishes >= PUBLISHES_PER_TURN
+            || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
     }
 
     /// The loop has had a turn.

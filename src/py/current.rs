@@ -46,7 +46,9 @@ pub fn during<R>(active: Active, body: impl FnOnce() -> R) -> (Active, R) {
     let unwound = Unwound;
     let result = body();
     drop(unwound);
-    let active = STACK.with_borrow_mut(|stack| stack.pop()).expect("pushed above");
+    let active = STACK
+        .with_borrow_mut(|stack| stack.pop())
+        .expect("pushed above");
     (active, result)
 }
 

@@ -36,11 +36,19 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
 /// an exception's message may hold what the event held.
 pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
     static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let logged = LOG.import(py, "ironbus._log", "handler_failed").and_then(|log| {
-        let name = &lane.handler.name;
-        let event_type = &entry.event.payload.type_;
-        log.call1((name, event_type, entry.sequence, entry.attempt, error.value(py)))
-    });
+    let logged = LOG
+        .import(py, "ironbus._log", "handler_failed")
+        .and_then(|log| {
+            let name = &lane.handler.name;
+            let event_type = &entry.event.payload.type_;
+            log.call1((
+                name,
+                event_type,
+                entry.sequence,
+                entry.attempt,
+                error.value(py),
+            ))
+        });
     if let Err(error) = logged {
         error.write_unraisable(py, None);
     }

@@ -78,18 +78,38 @@ pub fn begin(
     let handler = &lane.handler;
     let prepared = (|| {
         let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
-        let event =
-            Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, deadline)?;
-        let base = entry.event.payload.context().filter(|_| handler.publisher_context).unwrap_or(base);
+        let event = Event::deliver(
+            py,
+            &entry.event.payload,
+            entry.sequence,
+            entry.attempt,
+            &handler.name,
+            deadline,
+        )?;
+        let base = entry
+            .event
+            .payload
+            .context()
+            .filter(|_| handler.publisher_context)
+            .unwrap_or(base);
         Ok((event, native::copy_context(py, Some(base))?))
     })();
     let (event, context) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return Progress::Ended(entry, end(py, error, false)),
     };
-    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
+    let active = Active {
+        core: core.clone(),
+        lane: lane.clone(),
+        entry,
+        event,
+        slot,
+    };
     let (active, called) = current::during(active, || {
-        native::in_context(&context, || call(py, lane, current::event(py).as_ref(), steps)).and_then(|called| called)
+        native::in_context(&context, || {
+            call(py, lane, current::event(py).as_ref(), steps)
+        })
+        .and_then(|called| called)
     });
     let Active { entry, event, .. } = active;
     let (iterator, yielded) = match called {
@@ -129,7 +149,12 @@ enum Called<'py> {
 }
 
 #[inline]
-fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: bool) -> PyResult<Called<'py>> {
+fn call<'py>(
+    py: Python<'py>,
+    lane: &PyLane,
+    event: Option<&Py<PyAny>>,
+    steps: bool,
+) -> PyResult<Called<'py>> {
     let event = event.expect("the delivery is under way");
     if let Some(filter) = &lane.handler.filter
         && !filter.bind(py).call1((event,))?.is_truthy()?
@@ -140,7 +165,9 @@ fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: b
     if result.is_none() {
         return Ok(Called::Done);
     }
-    let Some(iterator) = native::awaitable_iterator(&result)? else { return Ok(Called::Done) };
+    let Some(iterator) = native::awaitable_iterator(&result)? else {
+        return Ok(Called::Done);
+    };
     if !steps {
         return Ok(Called::Awaitable(iterator));
     }
@@ -151,9 +178,30 @@ fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: b
 }
 
 /// Steps a suspended handler.
-pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input: Input<'_>) -> Progress {
-    let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
-    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
+pub fn resume(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    job: Box<Job>,
+    slot: u64,
+    input: Input<'_>,
+) -> Progress {
+    let Job {
+        lane,
+        entry,
+        event,
+        context,
+        iterator,
+        started,
+        timed_out,
+        recalled,
+    } = *job;
+    let active = Active {
+        core: core.clone(),
+        lane: lane.clone(),
+        entry,
+        event,
+        slot,
+    };
     let (active, stepped) = current::during(active, || {
         native::in_context(context.bind(py), || match input {
             Input::Value(value) => native::send(iterator.bind(py), value),
@@ -168,11 +216,24 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input:
             Progress::Ended(entry, End::Outcome(Outcome::Done))
         }
         Ok(Sent::Yielded(yielded)) => {
-            let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
+            let job = Job {
+                lane,
+                entry,
+                event,
+                context,
+                iterator,
+                started,
+                timed_out,
+                recalled,
+            };
             Progress::Suspended(Box::new(job), yielded.unbind())
         }
         Err(error) => {
-            let limit = lane.handler.timeout.filter(|_| timed_out).map(|limit| limit as f64 / 1e9);
+            let limit = lane
+                .handler
+                .timeout
+                .filter(|_| timed_out)
+                .map(|limit| limit as f64 / 1e9);
             let end = match (limit, failure::kind(py, &error)) {
                 (Some(limit), Kind::Cancelled) if !recalled => {
                     let late = failure::timed_out(py, limit);
@@ -249,8 +310,18 @@ pub fn with_token(
 ) -> Option<Next<PyOps>> {
     let handler = &lane.handler;
     let token = (|| {
-        let order_by = handler.order_by.as_ref().expect("only such lanes ask for it");
-        let event = Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, None)?;
+        let order_by = handler
+            .order_by
+            .as_ref()
+            .expect("only such lanes ask for it");
+        let event = Event::deliver(
+            py,
+            &entry.event.payload,
+            entry.sequence,
+            entry.attempt,
+            &handler.name,
+            None,
+        )?;
         order_by.bind(py).call1((event,))?.hash()
     })();
     match token {
@@ -260,7 +331,14 @@ pub fn with_token(
             let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
             let next = core.bus.with_token(lane, entry, alone, now)?;
             failure::log(py, lane, &next.entry, &error);
-            core.bus.finish(lane, &next.entry, Outcome::Dead(Arc::new(error)), None, true, now)
+            core.bus.finish(
+                lane,
+                &next.entry,
+                Outcome::Dead(Arc::new(error)),
+                None,
+                true,
+                now,
+            )
         }
     }
 }
