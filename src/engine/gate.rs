@@ -104,21 +104,21 @@ pub struct Ticket<O: Ops> {
 }
 
 struct TicketState<O: Ops> {
-    sequence: Option<u64>,
+    admitted: Option<(u64, Arc<Route<O>>)>,
     waker: Option<O::Waker>,
     id: u64,
 }
 
 impl<O: Ops> Ticket<O> {
-    /// The number, once accepted.
-    pub fn sequence(&self) -> Option<u64> {
-        lock(&self.state).sequence
+    /// The number and the lanes, once accepted. The lanes may be others than when the wait began.
+    pub fn admitted(&self) -> Option<(u64, Arc<Route<O>>)> {
+        lock(&self.state).admitted.clone()
     }
 
     /// Says whom to wake on acceptance; gives it back if that is past.
     pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
-        if state.sequence.is_some() {
+        if state.admitted.is_some() {
             return Err(waker);
         }
         state.waker = Some(waker);
@@ -469,7 +469,7 @@ impl<O: Ops> Gate<O> {
                     );
                 }
                 let mut ticket = lock(&waiter.ticket.state);
-                ticket.sequence = Some(sequence);
+                ticket.admitted = Some((sequence, waiter.route.clone()));
                 effects.wakers.extend(ticket.waker.take());
                 drop(ticket);
                 effects.admitted.push(waiter);
@@ -870,7 +870,7 @@ impl<O: Ops> State<O> {
         self.ids += 1;
         let id = self.ids;
         let state = TicketState {
-            sequence: None,
+            admitted: None,
             waker: None,
             id,
         };

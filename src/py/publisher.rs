@@ -91,7 +91,8 @@ fn attempt(
                 match ticket.wait(Waker::Future(waker)) {
                     Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
                     Err(_) => {
-                        let sequence = ticket.sequence().expect("it was let in");
+                        let (sequence, route) = ticket.admitted().expect("it was let in");
+                        prepared.route = route;
                         Attempt::Accepted {
                             sequence,
                             held: false,
@@ -242,10 +243,13 @@ impl Coroutine for Publish {
                 stepped.or_else(|error| this.fail(py, error))
             }
                         State::Waiting(waiting) => {
-                let Waiting { call, prepared, wait } = *waiting;
+                let Waiting { call, mut prepared, wait } = *waiting;
                 let stepped = match wait {
-                    Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, &call.core, prepared, sequence, false, monotonic_ns()),
+                    Wait::Room { ticket, future } => match ticket.admitted() {
+                        Some((sequence, route)) => {
+                            prepared.route = route;
+                            this.accepted(py, &call.core, prepared, sequence, false, monotonic_ns())
+                        }
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
@@ -490,7 +494,8 @@ fn publish_prepared_sync(
                     give_up(core, &prepared, &ticket, core.now(py)?);
                     return Err(error);
                 }
-                let sequence = ticket.sequence().expect("a ticket wakes when it is let in");
+                let (sequence, route) = ticket.admitted().expect("a ticket wakes when it is let in");
+                prepared.route = route;
                 return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {
@@ -800,12 +805,9 @@ impl Coroutine for PublishMany {
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
-                Wait::Room { ticket, future } => match ticket.sequence() {
-                    Some(sequence) => {
-                        prepared.route = batch
-                            .core
-                            .bus
-                            .route(prepared.event.payload.type_.bind(py).to_str()?);
+                Wait::Room { ticket, future } => match ticket.admitted() {
+                    Some((sequence, route)) => {
+                        prepared.route = route;
                         batch.receipts.push(Receipt::accepted(prepared,
                             sequence,
                             false,
