@@ -387,12 +387,7 @@ impl<O: Ops> Gate<O> {
             return refuse();
         }
         if let Some(origin) = offer.origin {
-            let needed: Vec<_> = route
-                .lanes
-                .iter()
-                .filter(|lane| !lane.has_room(offer.level))
-                .cloned()
-                .collect();
+            let needed = state.needed(route, offer.level);
             if let Some(cycle) = state.cycle(origin, &needed) {
                 // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
                 let within = needed
@@ -915,17 +910,39 @@ impl<O: Ops> State<O> {
                 .push_back(id);
         }
         if let Some(origin) = waiter.origin {
-            let needed = waiter
-                .route
-                .lanes
-                .iter()
-                .filter(|lane| !lane.has_room(waiter.level))
-                .cloned()
-                .collect();
+            let needed = self.needed(&waiter.route, waiter.level);
             self.blocked.entry(origin).or_default().push((id, needed));
         }
         self.waiters.insert(id, waiter);
         any
+    }
+
+    /// The lanes that must go on before an event of this route and level gets in: those without
+    /// room, and those for which the publishers in front of it in some line wait.
+    fn needed(&self, route: &Route<O>, level: Priority) -> Vec<Arc<Lane<O>>> {
+        let mut needed: Vec<Arc<Lane<O>>> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut lines: Vec<LaneId> = Vec::new();
+        let mut look = |route: &Route<O>, lines: &mut Vec<LaneId>| {
+            for lane in &route.lanes {
+                if lane.options.overflow == Overflow::Block && seen.insert(lane.id) {
+                    lines.push(lane.id);
+                    if !lane.has_room(level) {
+                        needed.push(lane.clone());
+                    }
+                }
+            }
+        };
+        look(route, &mut lines);
+        while let Some(lane) = lines.pop() {
+            for id in self.lines.get(&(lane, level)).into_iter().flatten() {
+                // One that is being lined up again is not in the list.
+                if let Some(waiter) = self.waiters.get(id) {
+                    look(&waiter.route, &mut lines);
+                }
+            }
+        }
+        needed
     }
 
     fn dequeue(&mut self, id: u64) -> Option<Waiter<O>> {
