@@ -104,21 +104,21 @@ pub struct Ticket<O: Ops> {
 }
 
 struct TicketState<O: Ops> {
-    sequence: Option<u64>,
+    admitted: Option<(u64, Arc<Route<O>>)>,
     waker: Option<O::Waker>,
     id: u64,
 }
 
 impl<O: Ops> Ticket<O> {
-    /// The number, once accepted.
-    pub fn sequence(&self) -> Option<u64> {
-        lock(&self.state).sequence
+    /// The number and the lanes, once accepted. The lanes may be others than when the wait began.
+    pub fn admitted(&self) -> Option<(u64, Arc<Route<O>>)> {
+        lock(&self.state).admitted.clone()
     }
 
     /// Says whom to wake on acceptance; gives it back if that is past.
     pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
-        if state.sequence.is_some() {
+        if state.admitted.is_some() {
             return Err(waker);
         }
         state.waker = Some(waker);
@@ -387,12 +387,7 @@ impl<O: Ops> Gate<O> {
             return refuse();
         }
         if let Some(origin) = offer.origin {
-            let needed: Vec<_> = route
-                .lanes
-                .iter()
-                .filter(|lane| !lane.has_room(offer.level))
-                .cloned()
-                .collect();
+            let needed = state.needed(route, offer.level);
             if let Some(cycle) = state.cycle(origin, &needed) {
                 // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
                 let within = needed
@@ -469,7 +464,7 @@ impl<O: Ops> Gate<O> {
                     );
                 }
                 let mut ticket = lock(&waiter.ticket.state);
-                ticket.sequence = Some(sequence);
+                ticket.admitted = Some((sequence, waiter.route.clone()));
                 effects.wakers.extend(ticket.waker.take());
                 drop(ticket);
                 effects.admitted.push(waiter);
@@ -607,10 +602,6 @@ impl<O: Ops> Gate<O> {
         for id in &ids {
             let mut waiter = state.dequeue(*id).expect("listed");
             let route = self.router.route(&waiter.event_type);
-            if !Arc::ptr_eq(&route, &waiter.route) {
-                // Its publisher knows another one.
-                waiter.event.set_route(route.clone());
-            }
             effects
                 .retired
                 .push(std::mem::replace(&mut waiter.route, route));
@@ -884,7 +875,7 @@ impl<O: Ops> State<O> {
         self.ids += 1;
         let id = self.ids;
         let state = TicketState {
-            sequence: None,
+            admitted: None,
             waker: None,
             id,
         };
@@ -929,17 +920,39 @@ impl<O: Ops> State<O> {
                 .push_back(id);
         }
         if let Some(origin) = waiter.origin {
-            let needed = waiter
-                .route
-                .lanes
-                .iter()
-                .filter(|lane| !lane.has_room(waiter.level))
-                .cloned()
-                .collect();
+            let needed = self.needed(&waiter.route, waiter.level);
             self.blocked.entry(origin).or_default().push((id, needed));
         }
         self.waiters.insert(id, waiter);
         any
+    }
+
+    /// The lanes that must go on before an event of this route and level gets in: those without
+    /// room, and those for which the publishers in front of it in some line wait.
+    fn needed(&self, route: &Route<O>, level: Priority) -> Vec<Arc<Lane<O>>> {
+        let mut needed: Vec<Arc<Lane<O>>> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut lines: Vec<LaneId> = Vec::new();
+        let mut look = |route: &Route<O>, lines: &mut Vec<LaneId>| {
+            for lane in &route.lanes {
+                if lane.options.overflow == Overflow::Block && seen.insert(lane.id) {
+                    lines.push(lane.id);
+                    if !lane.has_room(level) {
+                        needed.push(lane.clone());
+                    }
+                }
+            }
+        };
+        look(route, &mut lines);
+        while let Some(lane) = lines.pop() {
+            for id in self.lines.get(&(lane, level)).into_iter().flatten() {
+                // One that is being lined up again is not in the list.
+                if let Some(waiter) = self.waiters.get(id) {
+                    look(&waiter.route, &mut lines);
+                }
+            }
+        }
+        needed
     }
 
     fn dequeue(&mut self, id: u64) -> Option<Waiter<O>> {

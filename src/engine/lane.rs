@@ -392,7 +392,11 @@ impl<O: Ops> Lane<O> {
     /// started, counted as dropped.
     pub(super) fn evict(&self, level: Priority) -> Option<Entry<O>> {
         let mut consumer = lock(&self.consumer);
-        let entry = consumer.heads[level.index()].pop()?;
+        // What waits for a busy token left the queue before what is still there.
+        let entry = match consumer.keys.evict(level) {
+            Some(entry) => entry,
+            None => consumer.heads[level.index()].pop()?,
+        };
         self.depth[level.index()].fetch_sub(1, Ordering::AcqRel);
         consumer.tally.count(Tallied::Dropped);
         Some(entry)
@@ -572,6 +576,20 @@ impl<O: Ops> Keys<O> {
                 self.busy.remove(&token);
             }
         }
+    }
+
+    /// Lets go of the oldest entry of a level that waits for a token and was never started.
+    fn evict(&mut self, level: Priority) -> Option<Entry<O>> {
+        let oldest = |parked: &BTreeMap<(Priority, u64), Entry<O>>| {
+            let mut of_level = parked.range((level, 0)..=(level, u64::MAX));
+            of_level.next().map(|(at, _)| *at)
+        };
+        let parked = self
+            .busy
+            .values_mut()
+            .filter_map(|parked| oldest(parked).map(|at| (at, parked)));
+        let (at, parked) = parked.min_by_key(|(at, _)| *at)?;
+        parked.remove(&at)
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry<O>> {

@@ -146,7 +146,7 @@ impl<O: Ops> Envelope<O> {
         }
     }
 
-    /// Remembers where an event goes that was accepted, or began to wait, under another route or none.
+    /// Remembers where an event went that was accepted before its route was known.
     pub fn set_route(&self, route: Arc<Route<O>>) {
         lock(&self.tail).get_or_insert_default().route = Some(route);
         self.state.fetch_or(TAIL, Ordering::AcqRel);

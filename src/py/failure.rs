@@ -35,7 +35,9 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
 /// Gives the exception its traceback, which Python 3.11 keeps beside it until somebody catches it in Python.
 pub fn keep_traceback(py: Python<'_>, error: &PyErr) {
     if let Some(traceback) = error.traceback(py)
-        && let Err(error) = error.value(py).setattr(intern!(py, "__traceback__"), traceback)
+        && let Err(error) = error
+            .value(py)
+            .setattr(intern!(py, "__traceback__"), traceback)
     {
         error.write_unraisable(py, None);
     }

@@ -129,7 +129,11 @@ impl Pool {
         let hire = {
             let mut state = lock(&self.state);
             state.threads -= 1;
-            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+            if state.ready.is_empty() {
+                None
+            } else {
+                self.staff(&mut state)
+            }
         };
         let thread = lock(&crew.threads).remove(&id);
         drop(thread);
@@ -148,14 +152,23 @@ impl Pool {
     /// Begins to serve.
     pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
         let context = native::copy_context(py, None)?.unbind();
-        let crew = Arc::new(Crew { core: core.clone(), context, threads: Mutex::default(), idle: AtomicUsize::new(0) });
+        let crew = Arc::new(Crew {
+            core: core.clone(),
+            context,
+            threads: Mutex::default(),
+            idle: AtomicUsize::new(0),
+        });
         let hire = {
             let mut state = lock(&self.state);
             // Threads of a start whose loop was closed without a stop go home.
             if state.crew.replace(crew).is_some() {
                 self.work.notify_all();
             }
-            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+            if state.ready.is_empty() {
+                None
+            } else {
+                self.staff(&mut state)
+            }
         };
         if let Some((crew, id)) = hire {
             self.hire(crew, id);

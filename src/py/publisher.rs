@@ -99,7 +99,8 @@ fn attempt(
                 match ticket.wait(Waker::Future(waker)) {
                     Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
                     Err(_) => {
-                        let sequence = ticket.sequence().expect("it was let in");
+                        let (sequence, route) = ticket.admitted().expect("it was let in");
+                        prepared.route = route;
                         Attempt::Accepted {
                             sequence,
                             held: false,
@@ -287,19 +288,22 @@ impl Coroutine for Publish {
             State::Waiting(waiting) => {
                 let Waiting {
                     call,
-                    prepared,
+                    mut prepared,
                     wait,
                 } = *waiting;
                 let stepped = match wait {
-                    Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(
-                            py,
-                            call.core(),
-                            prepared,
-                            sequence,
-                            false,
-                            monotonic_ns(),
-                        ),
+                    Wait::Room { ticket, future } => match ticket.admitted() {
+                        Some((sequence, route)) => {
+                            prepared.route = route;
+                            this.accepted(
+                                py,
+                                call.core(),
+                                prepared,
+                                sequence,
+                                false,
+                                monotonic_ns(),
+                            )
+                        }
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
@@ -557,7 +561,9 @@ fn publish_prepared_sync(
                     give_up(core, &prepared, &ticket, core.now(py)?);
                     return Err(error);
                 }
-                let sequence = ticket.sequence().expect("a ticket wakes when it is let in");
+                let (sequence, route) =
+                    ticket.admitted().expect("a ticket wakes when it is let in");
+                prepared.route = route;
                 return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {
@@ -885,10 +891,13 @@ impl Coroutine for PublishMany {
                 })
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),
-            ManyState::Waiting(mut batch, prepared, wait) => match wait {
-                Wait::Room { ticket, future } => match ticket.sequence() {
-                    Some(sequence) => {
-                        batch.receipts.push(Receipt::accepted(prepared, sequence, false));
+            ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
+                Wait::Room { ticket, future } => match ticket.admitted() {
+                    Some((sequence, route)) => {
+                        prepared.route = route;
+                        batch
+                            .receipts
+                            .push(Receipt::accepted(prepared, sequence, false));
                         this.advance(py, batch)
                     }
                     None => {

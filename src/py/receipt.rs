@@ -25,8 +25,7 @@ use crate::engine::settlement::Outcome;
 #[pyclass(frozen, module = "ironbus")]
 pub struct Receipt {
     event: Event,
-    /// As the publisher knew it; the event's own goes first. None while the event is kept for the
-    /// start: its lanes are not known yet.
+    /// None while the event is kept for the start: its lanes are not known yet.
     route: Option<Arc<Route<PyOps>>>,
     sequence: u64,
 }
@@ -70,7 +69,7 @@ impl Receipt {
     }
 
     fn lanes(&self) -> Vec<PyLane> {
-        let route = self.event.route().or_else(|| self.route.clone());
+        let route = self.route.clone().or_else(|| self.event.route());
         route.map_or_else(Vec::new, |route| {
             route
                 .lanes
