@@ -892,7 +892,7 @@ impl<O: Ops> State<O> {
                 .entry((lane.id, waiter.level))
                 .or_default()
                 .push_back(id);
-            lane.waiting[waiter.level.index()].fetch_add(1, Ordering::SeqCst);
+            lane.await_room(waiter.level);
         }
         let any = !lanes.is_empty();
         if !any {
@@ -933,7 +933,7 @@ impl<O: Ops> State<O> {
         left_line((0, Priority::Critical));
         for lane in &waiter.route.lanes {
             if left_line((lane.id, waiter.level)) {
-                lane.waiting[waiter.level.index()].fetch_sub(1, Ordering::SeqCst);
+                lane.waiting[waiter.level.index()].fetch_sub(1, Ordering::Relaxed);
             }
         }
         if let Some(origin) = waiter.origin {

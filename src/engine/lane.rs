@@ -104,6 +104,8 @@ pub struct Turn<O: Ops> {
     pub token_wanted: bool,
     /// There is work for one more: schedule the lane (again).
     pub schedule: bool,
+    /// Publishers wait for the room that the entry left: let them in.
+    pub room_wanted: bool,
 }
 
 /// A lane at one moment.
@@ -253,10 +255,12 @@ impl<O: Ops> Lane<O> {
                 .is_ok()
     }
 
-    /// Whether publishers wait for room in a level.
-    #[inline]
-    pub fn is_waited_for(&self, level: Priority) -> bool {
-        self.waiting[level.index()].load(Ordering::SeqCst) > 0
+    /// For the gate: one more publisher waits for room. What is seen of the depth after this is
+    /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
+    /// takes one later sees the waiter.
+    pub(super) fn await_room(&self, level: Priority) {
+        self.waiting[level.index()].fetch_add(1, Ordering::Relaxed);
+        drop(lock(&self.consumer));
     }
 
     /// Nothing queued and nothing running. Exact only while nothing can be pushed.
@@ -419,6 +423,10 @@ impl<O: Ops> Lane<O> {
         } else {
             None
         };
+        // Under the lock: see `await_room`.
+        let room_wanted = entry
+            .as_ref()
+            .is_some_and(|entry| self.waiting[entry.level.index()].load(Ordering::Relaxed) > 0);
         let schedule = if self.state.load(Ordering::Relaxed) == READY {
             false
         } else {
@@ -428,6 +436,7 @@ impl<O: Ops> Lane<O> {
             token_wanted: consumer.popping && entry.is_some(),
             entry,
             schedule,
+            room_wanted,
         }
     }
 
