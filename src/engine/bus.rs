@@ -248,8 +248,12 @@ impl<O: Ops> Bus<O> {
             token_wanted,
             schedule,
             room_wanted,
+            dropped,
         } = turn;
         let mut effects = Effects::default();
+        if let Some(entry) = dropped {
+            effects.let_go(lane, entry.event);
+        }
         if schedule {
             lane.seat().schedule(lane.clone());
         }

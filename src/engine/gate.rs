@@ -771,6 +771,11 @@ fn signal<O: Ops>(route: &Arc<Route<O>>) {
 }
 
 impl<O: Ops> Effects<O> {
+    /// A lane has let go of an event and counted that.
+    pub(super) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Arc<Envelope<O>>) {
+        self.dropped.push((lane.clone(), event));
+    }
+
     /// Does what was put off. Called with no lock held. Returns the keys of events that were let in.
     pub fn carry_out(self) -> Vec<Digest> {
         if self.dropped.is_empty() && self.admitted.is_empty() && self.wakers.is_empty() {

@@ -106,6 +106,8 @@ pub struct Turn<O: Ops> {
     pub schedule: bool,
     /// Publishers wait for the room that the entry left: let them in.
     pub room_wanted: bool,
+    /// The lane is closed and has let go of this event, counted as dropped: settle it.
+    pub dropped: Option<Entry<O>>,
 }
 
 /// A lane at one moment.
@@ -304,6 +306,10 @@ impl<O: Ops> Lane<O> {
         let mut consumer = lock(&self.consumer);
         // It did not have its chance: the attempt does not count.
         entry.attempt = entry.attempt.saturating_sub(1);
+        if consumer.closed {
+            self.leave(&mut consumer, entry.token);
+            return self.let_go(&mut consumer, entry, now);
+        }
         let level = entry.level.index();
         self.depth[level].fetch_add(1, Ordering::Relaxed);
         self.running.fetch_sub(1, Ordering::SeqCst);
@@ -321,6 +327,11 @@ impl<O: Ops> Lane<O> {
         let mut consumer = lock(&self.consumer);
         entry.token = token;
         consumer.popping = false;
+        if consumer.closed {
+            // It holds no token yet.
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            return self.let_go(&mut consumer, entry, now);
+        }
         let level = entry.level.index();
         if !consumer.keys.is_held(token) {
             let entry = consumer.keys.hold(entry).err();
@@ -408,6 +419,17 @@ impl<O: Ops> Lane<O> {
         }
     }
 
+    /// An event came back to a lane that starts nothing more.
+    #[cold]
+    fn let_go(&self, consumer: &mut Consumer<O>, entry: Entry<O>, now: Nanos) -> Turn<O> {
+        consumer.tally.count(Tallied::Dropped);
+        let turn = self.turn(consumer, false, now);
+        Turn {
+            dropped: Some(entry),
+            ..turn
+        }
+    }
+
     fn leave(&self, consumer: &mut Consumer<O>, token: u64) {
         if matches!(self.options.order, Order::Token | Order::Computed) {
             consumer.keys.release(token);
@@ -437,6 +459,7 @@ impl<O: Ops> Lane<O> {
             entry,
             schedule,
             room_wanted,
+            dropped: None,
         }
     }
 
