@@ -443,19 +443,31 @@ impl<O: Ops> Gate<O> {
                 let sequence = self.sequencer.next();
                 state.counts.waiting -= 1;
                 state.counts.accepted += 1;
-                effects
-                    .wakers
-                    .extend(waiter.event.routed(waiter.route.owed));
-                for lane in &waiter.route.lanes {
-                    state.push(
-                        lane,
+                if !state.open && !state.held.is_empty() {
+                    // Events with lower numbers are kept already: it goes behind them.
+                    state.held.push_back(Held {
+                        event_type: waiter.event_type.clone(),
                         sequence,
-                        now,
-                        waiter.token,
-                        waiter.level,
-                        &waiter.event,
-                        effects,
-                    );
+                        at: now,
+                        level: waiter.level,
+                        token: waiter.token,
+                        event: waiter.event.clone(),
+                    });
+                } else {
+                    effects
+                        .wakers
+                        .extend(waiter.event.routed(waiter.route.owed));
+                    for lane in &waiter.route.lanes {
+                        state.push(
+                            lane,
+                            sequence,
+                            now,
+                            waiter.token,
+                            waiter.level,
+                            &waiter.event,
+                            effects,
+                        );
+                    }
                 }
                 let mut ticket = lock(&waiter.ticket.state);
                 ticket.sequence = Some(sequence);
