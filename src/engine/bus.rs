@@ -247,13 +247,18 @@ impl<O: Ops> Bus<O> {
             entry,
             token_wanted,
             schedule,
+            room_wanted,
+            dropped,
         } = turn;
         let mut effects = Effects::default();
+        if let Some(entry) = dropped {
+            effects.let_go(lane, entry.event);
+        }
         if schedule {
             lane.seat().schedule(lane.clone());
         }
         match &entry {
-            Some(entry) if lane.is_waited_for(entry.level) => {
+            Some(entry) if room_wanted => {
                 self.gate.room_made(lane, entry.level, now, &mut effects);
             }
             Some(_) => {}

@@ -449,19 +449,31 @@ impl<O: Ops> Gate<O> {
                 let sequence = self.sequencer.next();
                 state.counts.waiting -= 1;
                 state.counts.accepted += 1;
-                effects
-                    .wakers
-                    .extend(waiter.event.routed(waiter.route.owed));
-                for lane in &waiter.route.lanes {
-                    state.push(
-                        lane,
+                if !state.open && !state.held.is_empty() {
+                    // Events with lower numbers are kept already: it goes behind them.
+                    state.held.push_back(Held {
+                        event_type: waiter.event_type.clone(),
                         sequence,
-                        now,
-                        waiter.token,
-                        waiter.level,
-                        &waiter.event,
-                        effects,
-                    );
+                        at: now,
+                        level: waiter.level,
+                        token: waiter.token,
+                        event: waiter.event.clone(),
+                    });
+                } else {
+                    effects
+                        .wakers
+                        .extend(waiter.event.routed(waiter.route.owed));
+                    for lane in &waiter.route.lanes {
+                        state.push(
+                            lane,
+                            sequence,
+                            now,
+                            waiter.token,
+                            waiter.level,
+                            &waiter.event,
+                            effects,
+                        );
+                    }
                 }
                 let mut ticket = lock(&waiter.ticket.state);
                 ticket.admitted = Some((sequence, waiter.route.clone()));
@@ -789,6 +801,11 @@ fn signal<O: Ops>(route: &Arc<Route<O>>) {
 }
 
 impl<O: Ops> Effects<O> {
+    /// A lane has let go of an event and counted that.
+    pub(super) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Arc<Envelope<O>>) {
+        self.dropped.push((lane.clone(), event));
+    }
+
     /// Does what was put off. Called with no lock held. Returns the keys of events that were let in.
     pub fn carry_out(self) -> Vec<Digest> {
         if self.dropped.is_empty() && self.admitted.is_empty() && self.wakers.is_empty() {
@@ -910,7 +927,7 @@ impl<O: Ops> State<O> {
                 .entry((lane.id, waiter.level))
                 .or_default()
                 .push_back(id);
-            lane.waiting[waiter.level.index()].fetch_add(1, Ordering::SeqCst);
+            lane.await_room(waiter.level);
         }
         let any = !lanes.is_empty();
         if !any {
@@ -973,7 +990,7 @@ impl<O: Ops> State<O> {
         left_line((0, Priority::Critical));
         for lane in &waiter.route.lanes {
             if left_line((lane.id, waiter.level)) {
-                lane.waiting[waiter.level.index()].fetch_sub(1, Ordering::SeqCst);
+                lane.waiting[waiter.level.index()].fetch_sub(1, Ordering::Relaxed);
             }
         }
         if let Some(origin) = waiter.origin {

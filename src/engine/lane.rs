@@ -104,6 +104,10 @@ pub struct Turn<O: Ops> {
     pub token_wanted: bool,
     /// There is work for one more: schedule the lane (again).
     pub schedule: bool,
+    /// Publishers wait for the room that the entry left: let them in.
+    pub room_wanted: bool,
+    /// The lane is closed and has let go of this event, counted as dropped: settle it.
+    pub dropped: Option<Entry<O>>,
 }
 
 /// A lane at one moment.
@@ -269,10 +273,12 @@ impl<O: Ops> Lane<O> {
         false
     }
 
-    /// Whether publishers wait for room in a level.
-    #[inline]
-    pub fn is_waited_for(&self, level: Priority) -> bool {
-        self.waiting[level.index()].load(Ordering::SeqCst) > 0
+    /// For the gate: one more publisher waits for room. What is seen of the depth after this is
+    /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
+    /// takes one later sees the waiter.
+    pub(super) fn await_room(&self, level: Priority) {
+        self.waiting[level.index()].fetch_add(1, Ordering::Relaxed);
+        drop(lock(&self.consumer));
     }
 
     /// Nothing queued and nothing running. Exact only while nothing can be pushed.
@@ -326,6 +332,10 @@ impl<O: Ops> Lane<O> {
         let mut consumer = lock(&self.consumer);
         // It did not have its chance: the attempt does not count.
         entry.attempt = entry.attempt.saturating_sub(1);
+        if consumer.closed {
+            self.leave(&mut consumer, entry.token);
+            return self.let_go(&mut consumer, entry, now);
+        }
         let level = entry.level.index();
         self.depth[level].fetch_add(1, Ordering::Relaxed);
         self.set_running(-1);
@@ -343,6 +353,11 @@ impl<O: Ops> Lane<O> {
         let mut consumer = lock(&self.consumer);
         entry.token = token;
         consumer.popping = false;
+        if consumer.closed {
+            // It holds no token yet.
+            self.set_running(-1);
+            return self.let_go(&mut consumer, entry, now);
+        }
         let level = entry.level.index();
         if !consumer.keys.is_held(token) {
             let entry = consumer.keys.hold(entry).err();
@@ -434,6 +449,17 @@ impl<O: Ops> Lane<O> {
         }
     }
 
+    /// An event came back to a lane that starts nothing more.
+    #[cold]
+    fn let_go(&self, consumer: &mut Consumer<O>, entry: Entry<O>, now: Nanos) -> Turn<O> {
+        consumer.tally.count(Tallied::Dropped);
+        let turn = self.turn(consumer, false, now);
+        Turn {
+            dropped: Some(entry),
+            ..turn
+        }
+    }
+
     fn leave(&self, consumer: &mut Consumer<O>, token: u64) {
         if matches!(self.options.order, Order::Token | Order::Computed) {
             consumer.keys.release(token);
@@ -449,6 +475,10 @@ impl<O: Ops> Lane<O> {
         } else {
             None
         };
+        // Under the lock: see `await_room`.
+        let room_wanted = entry
+            .as_ref()
+            .is_some_and(|entry| self.waiting[entry.level.index()].load(Ordering::Relaxed) > 0);
         let schedule = if self.is_ready() {
             false
         } else {
@@ -458,6 +488,8 @@ impl<O: Ops> Lane<O> {
             token_wanted: consumer.popping && entry.is_some(),
             entry,
             schedule,
+            room_wanted,
+            dropped: None,
         }
     }
 

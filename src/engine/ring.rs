@@ -62,7 +62,9 @@ impl<T> Ring<T> {
     /// on the way to wake it; it must look again instead.
     #[must_use]
     pub fn arm(&self) -> bool {
-        self.armed.store(true, Ordering::Relaxed);
+        // An exchange, as every other write of `armed`: one chain of exchanges has one order, which
+        // is what the model checker can follow.
+        self.armed.swap(true, Ordering::AcqRel);
         // Either a pusher sees `armed` after its push, or this sees the push.
         fence(Ordering::SeqCst);
         self.is_empty() || !self.disarm()

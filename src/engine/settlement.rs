@@ -120,15 +120,23 @@ impl<O: Ops> Envelope<O> {
         if let Some(tree) = &tail.tree {
             return tree.clone();
         }
-        let before = self.state.fetch_or(TAIL, Ordering::AcqRel);
-        // A settled event is no part of the tree that its late children make: neither when its
-        // last settlement has passed by the tail, nor when that saw no reason to look at it.
-        let over = tail.ended || before == 0;
+        self.flag(tail);
+        // A settled event is no part of the tree that its late children make.
         let tree = Tree {
-            unsettled: AtomicUsize::new(usize::from(!over)),
+            unsettled: AtomicUsize::new(usize::from(!tail.ended)),
             waiters: Mutex::new(Vec::new()),
         };
         tail.tree.insert(Arc::new(tree)).clone()
+    }
+
+    /// Makes the last settlement look at the tail, or notes that it has passed by without a reason
+    /// to. Returns the state from before; the caller holds the tail's lock.
+    fn flag(&self, tail: &mut Tail<O>) -> u32 {
+        let before = self.state.fetch_or(TAIL, Ordering::AcqRel);
+        // Whoever sets the flag after the end must say so: the next one could not tell such a flag
+        // from one that an end, still on its way, has seen.
+        tail.ended |= before == 0;
+        before
     }
 
     /// Says to how many lanes the event goes. Called once, before its first delivery can start.
@@ -148,8 +156,10 @@ impl<O: Ops> Envelope<O> {
 
     /// Remembers where an event went that was accepted before its route was known.
     pub fn set_route(&self, route: Arc<Route<O>>) {
-        lock(&self.tail).get_or_insert_default().route = Some(route);
-        self.state.fetch_or(TAIL, Ordering::AcqRel);
+        let mut tail = lock(&self.tail);
+        let tail = tail.get_or_insert_default();
+        tail.route = Some(route);
+        self.flag(tail);
     }
 
     /// The route that was remembered, if one was.
@@ -224,10 +234,11 @@ impl<O: Ops> Envelope<O> {
     /// Registers a waiter for the settlement, or gives it back if there is nothing to wait for.
     pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
         let mut tail = lock(&self.tail);
-        if self.state.fetch_or(TAIL, Ordering::AcqRel) & !TAIL == 0 {
+        let tail = tail.get_or_insert_default();
+        if self.flag(tail) & !TAIL == 0 {
             return Err(waker);
         }
-        tail.get_or_insert_default().waiters.push(waker);
+        tail.waiters.push(waker);
         Ok(())
     }
 

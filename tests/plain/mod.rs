@@ -1,0 +1,159 @@
+//! The plainest outside world for the engine: numbers as payloads, counters as wakers,
+//! a list of scheduled lanes as a seat. Shared by the tests of the engine.
+#![allow(dead_code)] // each test binary uses its part
+
+use ironbus::engine::gate::{Offer, Patience};
+use ironbus::engine::idempotency::Idempotency;
+use ironbus::engine::lane::{self, LaneOptions, Order, Overflow};
+use ironbus::engine::ops::{Ops, Seat as _, Wake, wake_all};
+use ironbus::engine::priority::Priority;
+use ironbus::engine::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+    lock,
+};
+use ironbus::engine::{bus, gate, router, settlement};
+
+pub struct Plain;
+
+impl Ops for Plain {
+    type Payload = u64;
+    type Handler = ();
+    type Failure = ();
+    type Waker = Told;
+    type Seat = Seat;
+}
+
+pub type Bus = bus::Bus<Plain>;
+pub type Lane = lane::Lane<Plain>;
+pub type Entry = lane::Entry<Plain>;
+pub type Envelope = settlement::Envelope<Plain>;
+pub type Route = router::Route<Plain>;
+pub type Ticket = gate::Ticket<Plain>;
+pub type Published = bus::Published<Plain>;
+
+/// Counts how often it was told.
+#[derive(Clone, Default)]
+pub struct Flag(Arc<AtomicUsize>);
+
+impl Flag {
+    pub fn waker(&self) -> Told {
+        Told(self.0.clone())
+    }
+
+    pub fn told(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+pub fn told(flag: &Flag) -> usize {
+    flag.told()
+}
+
+pub struct Told(Arc<AtomicUsize>);
+
+impl Wake for Told {
+    fn wake(self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+pub fn wake(wakers: Vec<Told>) {
+    wake_all(wakers);
+}
+
+/// Remembers which lanes were scheduled.
+pub struct Seat {
+    ready: Mutex<Vec<Arc<Lane>>>,
+}
+
+impl Default for Seat {
+    fn default() -> Self {
+        Self {
+            ready: Mutex::new(Vec::new()),
+        }
+    }
+}
+
+impl ironbus::engine::ops::Seat<Plain> for Seat {
+    fn schedule(&self, lane: Arc<Lane>) {
+        lock(&self.ready).push(lane);
+    }
+}
+
+impl Seat {
+    /// The lanes that were scheduled, first come first served.
+    pub fn scheduled(&self) -> Vec<Arc<Lane>> {
+        std::mem::take(&mut *lock(&self.ready))
+    }
+
+    /// The lane that was scheduled first.
+    pub fn next(&self) -> Option<Arc<Lane>> {
+        let mut ready = lock(&self.ready);
+        (!ready.is_empty()).then(|| ready.remove(0))
+    }
+
+    pub fn again(&self, lane: Arc<Lane>) {
+        self.schedule(lane);
+    }
+}
+
+pub fn options(name: &str, bound: usize) -> LaneOptions {
+    LaneOptions {
+        name: name.into(),
+        concurrency: 1,
+        order: Order::Lane,
+        overflow: Overflow::Block,
+        bound,
+        passive: false,
+    }
+}
+
+/// An open bus.
+pub fn bus() -> Bus {
+    let bus = Bus::new(1024, Idempotency::new(1 << 60, 1024, 0));
+    bus.open(0);
+    bus
+}
+
+/// A lane that belongs to no bus any more.
+pub fn lane(name: &str, bound: usize) -> Arc<Lane> {
+    bus().make_lane(options(name, bound), (), Arc::default())
+}
+
+pub fn event(payload: u64) -> Arc<Envelope> {
+    Arc::new(Envelope::new(payload, None))
+}
+
+/// Publishes without a key, from outside.
+pub fn publish(
+    bus: &Bus,
+    event_type: &str,
+    level: Priority,
+    payload: u64,
+    patience: Patience,
+) -> Published {
+    offer(bus, event_type, level, payload, payload, None, patience, 0)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn offer(
+    bus: &Bus,
+    event_type: &str,
+    level: Priority,
+    payload: u64,
+    token: u64,
+    origin: Option<u64>,
+    patience: Patience,
+    now: u64,
+) -> Published {
+    let event = event(payload);
+    let offer = Offer {
+        event_type,
+        level,
+        token,
+        event: &event,
+        origin,
+    };
+    bus.publish(&offer, &mut bus.route(event_type), None, patience, now)
+}
