@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, final, type_check_only
 
 from typing_extensions import TypeVar, disjoint_base
@@ -59,6 +60,8 @@ class Event(Generic[_T]):
     def delivery(self) -> Delivery | None: ...
     def to_dict(self) -> dict[str, Any]: ...
     def to_json(self) -> str: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> GenericAlias: ...
     def __getstate__(self) -> Any: ...
     def __reduce_ex__(self, protocol: int, /) -> tuple[Any, ...]: ...  # type: ignore[override]
 
