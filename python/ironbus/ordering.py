@@ -9,16 +9,14 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ironbus._core import Event
+from ironbus._core import Event, EventOrderingManager, EventSequence
 from ironbus._subscriptions import check_count, check_handler, check_topics, is_async, qualified_name
 from ironbus.bus import EventBus, Idempotency
 from ironbus.errors import InvalidOption, InvalidPriority
 from ironbus.priority import EventPriority
 from ironbus.report import StopReport
 
-# Each where the native module has it.
-with contextlib.suppress(ImportError):
-    from ironbus._core import EventOrderingManager, EventSequence
+# Where the native module has it.
 with contextlib.suppress(ImportError):
     from ironbus._core import IdempotencyManager
 

@@ -322,6 +322,11 @@ impl<O: Ops> Bus<O> {
         self.gate.report()
     }
 
+    /// See [`Gate::clear`].
+    pub fn clear(&self) {
+        self.gate.clear();
+    }
+
     /// Events that are kept for the start.
     pub fn kept(&self) -> usize {
         self.gate.held()

@@ -251,9 +251,20 @@ impl<O: Ops> Gate<O> {
         effects: &mut Effects<O>,
     ) -> Run {
         let mut state = lock(&self.state);
-        let mut run = Run { held: !state.open, ..Run::default() };
+        let mut run = Run {
+            held: !state.open,
+            ..Run::default()
+        };
         for offer in offers {
-            match self.admit_one(&mut state, &offer, route, Patience::None, None, now, effects) {
+            match self.admit_one(
+                &mut state,
+                &offer,
+                route,
+                Patience::None,
+                None,
+                now,
+                effects,
+            ) {
                 Admission::Accepted(sequence) | Admission::Held(sequence) => {
                     if run.count == 0 {
                         run.first = sequence;
@@ -673,9 +684,11 @@ impl<O: Ops> Gate<O> {
         lock(&self.state).is_quiet(excused)
     }
 
-    /// To be called after a handler's end.
+    /// To be called after a handler's end in a lane that starts nothing more for now.
     #[inline]
     pub fn after_settlement(&self, effects: &mut Effects<O>) {
+        // Either a drainer sees that the handler has ended, or this sees the drainer.
+        fence(Ordering::SeqCst);
         if self.draining.load(Ordering::SeqCst) > 0 {
             self.notice_quiet(&mut lock(&self.state), effects);
         }
@@ -740,6 +753,17 @@ impl<O: Ops> Gate<O> {
                 .map(|door| door.lane.clone())
                 .collect(),
         )
+    }
+
+    /// Lets go of all lanes and of all events: the end of a bus that nobody can reach any more.
+    pub fn clear(&self) {
+        let mut state = lock(&self.state);
+        let routes = self.router.clear();
+        let doors = std::mem::take(&mut state.doors);
+        let held = std::mem::take(&mut state.held);
+        drop(state);
+        // Outside code, all of it.
+        drop((routes, doors, held));
     }
 
     /// Events that are kept for the start.

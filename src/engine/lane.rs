@@ -268,12 +268,19 @@ impl<O: Ops> Lane<O> {
         self.depth
             .iter()
             .all(|depth| depth.load(Ordering::SeqCst) == 0)
-            && self.running.load(Ordering::SeqCst) == 0
+            && self.running.load(Ordering::Acquire) == 0
     }
 
     /// Handlers at work.
     pub fn running(&self) -> usize {
-        self.running.load(Ordering::SeqCst)
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Only ever changed under the consumer's lock, so it needs no locked instruction.
+    #[inline]
+    fn set_running(&self, change: isize) {
+        let running = self.running.load(Ordering::Relaxed).wrapping_add_signed(change);
+        self.running.store(running, Ordering::Release);
     }
 
     /// For an executor that was given the lane by [`Seat::schedule`](super::ops::Seat).
@@ -302,7 +309,7 @@ impl<O: Ops> Lane<O> {
         entry.attempt = entry.attempt.saturating_sub(1);
         let level = entry.level.index();
         self.depth[level].fetch_add(1, Ordering::Relaxed);
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.set_running(-1);
         match self.options.order {
             // Its token stays held for it, so that nothing of the same key overtakes it.
             Order::Token | Order::Computed => consumer.keys.freed.push_front(entry),
@@ -328,7 +335,7 @@ impl<O: Ops> Lane<O> {
         let parked = consumer.keys.hold(entry);
         debug_assert!(parked.is_ok());
         self.depth[level].fetch_add(1, Ordering::SeqCst);
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.set_running(-1);
         self.turn(&mut consumer, true, now)
     }
 
@@ -408,7 +415,7 @@ impl<O: Ops> Lane<O> {
         if matches!(self.options.order, Order::Token | Order::Computed) {
             consumer.keys.release(token);
         }
-        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.set_running(-1);
     }
 
     /// Takes the next entry if wanted and possible, and says in which state the lane is left.
@@ -439,7 +446,7 @@ impl<O: Ops> Lane<O> {
         let mut entry = self.next(consumer, now)?;
         entry.attempt += 1;
         consumer.wait.record(now.saturating_sub(entry.at));
-        self.running.fetch_add(1, Ordering::SeqCst);
+        self.set_running(1);
         self.depth[entry.level.index()].fetch_sub(1, Ordering::SeqCst);
         Some(entry)
     }

@@ -124,6 +124,15 @@ impl<O: Ops> Router<O> {
     }
 }
 
+impl<O: Ops> Router<O> {
+    /// Ends all subscriptions. Returns what held lanes: to be dropped once no lock is held.
+    pub fn clear(&self) -> impl Sized + use<O> {
+        let mut table = lock(&self.table);
+        let epoch = table.turn();
+        (epoch, std::mem::take(&mut table.exact), std::mem::take(&mut table.patterns))
+    }
+}
+
 impl<O: Ops> Table<O> {
     fn turn(&mut self) -> Epoch<O> {
         self.epoch += 1;

@@ -1,7 +1,7 @@
 //! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
 //! class above it gives names and defaults, and decides nothing per event.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
@@ -24,23 +24,26 @@ use crate::engine::metrics::Percentiles;
 use crate::engine::topic::Topic;
 
 /// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
-#[pyclass(subclass, dict, weakref, module = "ironbus._core")]
+#[pyclass(frozen, subclass, weakref, module = "ironbus._core")]
 pub struct Bus {
-    core: Option<Arc<Core>>,
+    core: OnceLock<Arc<Core>>,
 }
 
 impl Bus {
     /// The bus behind an instance.
     #[inline]
     pub fn core_of(slf: &Bound<'_, PyAny>) -> PyResult<Arc<Core>> {
-        let bus = slf.cast::<Self>()?.try_borrow()?;
-        bus.core().cloned()
+        slf.cast::<Self>()?.get().core().cloned()
     }
 
-    fn core(&self) -> PyResult<&Arc<Core>> {
-        self.core
-            .as_ref()
-            .ok_or_else(|| PyRuntimeError::new_err("EventBus.__init__() was not called; call super().__init__() first"))
+    /// What `__init__` made.
+    #[inline]
+    pub fn core(&self) -> PyResult<&Arc<Core>> {
+        self.core.get().ok_or_else(|| {
+            PyRuntimeError::new_err(
+                "EventBus.__init__() was not called; call super().__init__() first",
+            )
+        })
     }
 }
 
@@ -63,7 +66,12 @@ fn options(
     idempotency_key: Option<Py<PyAny>>,
     headers: Option<Py<PyAny>>,
 ) -> Options {
-    Options { priority, key, idempotency_key, headers }
+    Options {
+        priority,
+        key,
+        idempotency_key,
+        headers,
+    }
 }
 
 #[pymethods]
@@ -71,14 +79,14 @@ impl Bus {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { core: None }
+        Self { core: OnceLock::new() }
     }
 
     /// Sets the bus up. All values are checked by the caller.
     #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
-        &mut self,
+        &self,
         py: Python<'_>,
         max_queue_size: usize,
         overflow: &str,
@@ -98,8 +106,8 @@ impl Bus {
             publisher_context,
             workers,
         };
-        self.core = Some(Core::new(settings, Clock::new(clock)));
-        Ok(())
+                let core = Core::new(settings, Clock::new(clock));
+        self.core.set(core).map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
     }
 
     /// Makes a lane that no event reaches yet.
@@ -131,7 +139,8 @@ impl Bus {
             name: name.bind(py).to_str()?.into(),
             concurrency,
             order,
-            overflow: overflow.map_or(Ok(core.settings.overflow), |name| self::overflow(py, name))?,
+            overflow: overflow
+                .map_or(Ok(core.settings.overflow), |name| self::overflow(py, name))?,
             bound: bound.unwrap_or(core.settings.max_queue_size),
             passive: false,
         };
@@ -143,9 +152,16 @@ impl Bus {
             publisher_context,
             name,
         };
-        let seat = if is_async { core.loop_seat.clone() } else { core.pool_seat.clone() };
+        let seat = if is_async {
+            core.loop_seat.clone()
+        } else {
+            core.pool_seat.clone()
+        };
         let lane = core.bus.make_lane(options, handler, seat);
-        Ok(LaneHandle { core: Arc::downgrade(core), lane: Arc::downgrade(&lane) })
+        Ok(LaneHandle {
+            core: Arc::downgrade(core),
+            lane: Arc::downgrade(&lane),
+        })
     }
 
     /// Opens a stream of events from now on.
@@ -175,8 +191,9 @@ impl Bus {
         };
         let seat = Arc::new(PySeat::Stream(Arc::new(StreamSeat::default())));
         let lane = core.bus.make_lane(options, handler, seat);
-        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+                let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
         let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        core.routes.clear(py);
         Ok(StreamSource::new(core, lane, subscription, name))
     }
 
@@ -207,7 +224,12 @@ impl Bus {
         headers: Option<Py<PyAny>>,
     ) -> PyResult<BatchReceipt> {
         let core = Self::core_of(slf.as_any())?;
-        publisher::publish_many_sync(slf.py(), &core, events, &options(priority, key, None, headers))
+        publisher::publish_many_sync(
+            slf.py(),
+            &core,
+            events,
+            &options(priority, key, None, headers),
+        )
     }
 
     /// Starts on the loop that runs in this thread. False: it is started already.
@@ -236,7 +258,11 @@ impl Bus {
     /// The loop on which the bus is started.
     #[getter]
     fn _loop(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        Ok(self.core()?.event_loop().home().map(|home| home.event_loop.clone_ref(py)))
+        Ok(self
+            .core()?
+            .event_loop()
+            .home()
+            .map(|home| home.event_loop.clone_ref(py)))
     }
 
     /// Stops: events are kept from now on, and handlers that wait are cancelled, but for the one in
@@ -269,14 +295,21 @@ impl Bus {
     /// A future of the running loop that is done when nothing is queued, running or waiting, but for
     /// the lane that is excused; None if so now.
     #[pyo3(signature = (excused=None))]
-    fn _quiet_future<'py>(slf: &Bound<'py, Self>, excused: Option<u64>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn _quiet_future<'py>(
+        slf: &Bound<'py, Self>,
+        excused: Option<u64>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         let py = slf.py();
         let core = Self::core_of(slf.as_any())?;
         if core.bus.is_quiet(excused) {
             return Ok(None);
         }
         let (waker, future) = FutureWaker::new(py)?;
-        Ok(core.bus.when_quiet(Waker::Future(waker), excused).is_ok().then_some(future))
+        Ok(core
+            .bus
+            .when_quiet(Waker::Future(waker), excused)
+            .is_ok()
+            .then_some(future))
     }
 
     /// The same for a thread: waits, and says whether all is quiet.
@@ -285,10 +318,17 @@ impl Bus {
         let py = slf.py();
         let core = Self::core_of(slf.as_any())?;
         let signal = Arc::new(Signal::default());
-        if core.bus.when_quiet(Waker::Thread(signal.clone()), None).is_err() {
+        if core
+            .bus
+            .when_quiet(Waker::Thread(signal.clone()), None)
+            .is_err()
+        {
             return Ok(true);
         }
-        signal.wait(py, timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))))
+        signal.wait(
+            py,
+            timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))),
+        )
     }
 
     /// Events that are kept for the start.
@@ -302,7 +342,11 @@ impl Bus {
         let now = core.now(py)?;
         let (counts, lanes) = core.bus.report();
         let report = PyDict::new(py);
-        let started = if core.is_running() { now.saturating_sub(core.started_at()) } else { 0 };
+        let started = if core.is_running() {
+            now.saturating_sub(core.started_at())
+        } else {
+            0
+        };
         report.set_item("uptime", started as f64 / 1e9)?;
         report.set_item("keys", core.bus.keys().len())?;
         report.set_item("evicted", core.bus.keys().evicted())?;
@@ -326,7 +370,9 @@ impl Bus {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let Some(core) = &self.core else { return Ok(()) };
+        let Some(core) = self.core.get() else {
+            return Ok(());
+        };
         if let Some(clock) = core.clock.injected() {
             visit.call(clock)?;
         }
@@ -344,8 +390,11 @@ impl Bus {
         Ok(())
     }
 
-    fn __clear__(&mut self) {
-        self.core = None;
+            fn __clear__(&self, py: Python<'_>) {
+        if let Some(core) = self.core.get() {
+            core.routes.clear(py);
+            core.bus.clear();
+        }
     }
 }
 
@@ -369,14 +418,22 @@ fn lane_dict<'py>(
     dict.set_item("state", state)?;
     dict.set_item("depth", report.depth.to_vec())?;
     dict.set_item("running", report.running)?;
-    dict.set_item("oldest_age", report.oldest.map_or(0.0, |oldest| now.saturating_sub(oldest) as f64 / 1e9))?;
+    dict.set_item(
+        "oldest_age",
+        report
+            .oldest
+            .map_or(0.0, |oldest| now.saturating_sub(oldest) as f64 / 1e9),
+    )?;
     dict.set_item("routed", routed)?;
     dict.set_item("done", report.tally.done)?;
     dict.set_item("dead", report.tally.dead)?;
     dict.set_item("dropped", report.tally.dropped)?;
     dict.set_item("expired", report.tally.expired)?;
     dict.set_item("filtered", report.tally.filtered)?;
-    dict.set_item("pending", report.depth.iter().sum::<usize>() + report.running)?;
+    dict.set_item(
+        "pending",
+        report.depth.iter().sum::<usize>() + report.running,
+    )?;
     dict.set_item("wait", latency(&report.wait))?;
     dict.set_item("work", latency(&report.work))?;
     Ok(dict)
@@ -411,16 +468,21 @@ impl LaneHandle {
     /// Begins a subscription of the lane to these topics; returns its number.
     fn subscribe(&self, py: Python<'_>, topics: Vec<String>) -> PyResult<u64> {
         let Some((core, lane)) = self.both() else {
-            return Err(PyRuntimeError::new_err("the bus of this subscription is gone"));
+            return Err(PyRuntimeError::new_err(
+                "the bus of this subscription is gone",
+            ));
         };
         let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
-        Ok(core.bus.subscribe(topics, &lane, core.now(py)?))
+                let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        core.routes.clear(py);
+        Ok(subscription)
     }
 
     /// Ends a subscription; with `close`, the lane as well.
-    fn unsubscribe(&self, subscription: u64, close: bool) {
+        fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
         if let Some((core, lane)) = self.both() {
             core.bus.unsubscribe(subscription, &lane, close, monotonic_ns());
+            core.routes.clear(py);
         }
     }
 
@@ -440,7 +502,9 @@ impl LaneHandle {
     /// How many handlers may run at once.
     #[getter]
     fn concurrency(&self) -> usize {
-        self.lane.upgrade().map_or(0, |lane| lane.options.concurrency)
+        self.lane
+            .upgrade()
+            .map_or(0, |lane| lane.options.concurrency)
     }
 }
 
@@ -452,13 +516,18 @@ pub fn async_methods<'py>(
     publish_many: Bound<'py, PyAny>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
     let methods = AsyncMethods::new(py)?;
-    Ok((methods.make(publish, publisher::publish)?, methods.make(publish_many, publisher::publish_many)?))
+    Ok((
+        methods.make(publish, publisher::publish)?,
+        methods.make(publish_many, publisher::publish_many)?,
+    ))
 }
 
 /// The delivery that this thread's handler is in the middle of, or None.
 #[pyfunction]
 pub fn current_delivery(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    current::event(py).map(|event| event.into_bound(py).getattr(intern!(py, "delivery"))).transpose()
+    current::event(py)
+        .map(|event| event.into_bound(py).getattr(intern!(py, "delivery")))
+        .transpose()
 }
 
 /// Whether `text` is what `pattern` means, by the rules of subscriptions.

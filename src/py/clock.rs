@@ -1,30 +1,35 @@
 //! The clocks that the engine is handed: monotonic nanoseconds, and the wall clock
 //! derived from them.
 
-use std::sync::OnceLock;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 
-fn base() -> &'static (Instant, f64) {
-    static BASE: OnceLock<(Instant, f64)> = OnceLock::new();
-    BASE.get_or_init(|| {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        (Instant::now(), wall.as_secs_f64())
-    })
-}
+use crate::engine::clock::SECOND;
+
+static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Nanoseconds since the first call in this process.
 #[inline]
 pub fn monotonic_ns() -> u64 {
-    base().0.elapsed().as_nanos() as u64
+    BASE.elapsed().as_nanos() as u64
 }
 
-/// Unix time in seconds. Derived from the monotonic clock, and set right once a second, so
-/// that it costs one clock and not two.
+/// Unix time in seconds at a moment of the monotonic clock. The distance of the two clocks is
+/// measured once a second, so that an event costs one look at a clock and not two.
 #[inline]
-pub fn wall() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+pub fn wall_at(now: u64) -> f64 {
+    static DISTANCE: AtomicU64 = AtomicU64::new(0);
+    static MEASURED: AtomicU64 = AtomicU64::new(u64::MAX);
+    let measured = MEASURED.load(Ordering::Relaxed);
+    if now.wrapping_sub(measured) > SECOND {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        DISTANCE.store((wall.as_secs_f64() - now as f64 / 1e9).to_bits(), Ordering::Relaxed);
+        MEASURED.store(now, Ordering::Relaxed);
+    }
+    now as f64 / 1e9 + f64::from_bits(DISTANCE.load(Ordering::Relaxed))
 }
 
 /// A bus's clock: the machine's, or one that the user handed in.
@@ -41,8 +46,14 @@ impl Clock {
     /// Nanoseconds on this clock.
     #[inline]
     pub fn now(&self, py: Python<'_>) -> PyResult<u64> {
+        self.at(py, monotonic_ns())
+    }
+
+    /// The same, for who has looked at the machine's clock already.
+    #[inline]
+    pub fn at(&self, py: Python<'_>, machine: u64) -> PyResult<u64> {
         match &self.injected {
-            None => Ok(monotonic_ns()),
+            None => Ok(machine),
             Some(clock) => {
                 let seconds: f64 = clock.bind(py).call0()?.extract()?;
                 Ok((seconds.max(0.0) * 1e9) as u64)

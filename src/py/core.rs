@@ -8,9 +8,10 @@ use pyo3::prelude::*;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
-use super::ops::{PyOps, PySeat};
+use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
+use super::routes::Routes;
 use crate::engine::bus::Bus;
 use crate::engine::idempotency::Idempotency;
 
@@ -45,6 +46,8 @@ pub struct Core {
     pub settings: Settings,
     /// The clock of deadlines, ages and latencies.
     pub clock: Clock,
+    /// Where events of the last types go.
+    pub routes: Routes,
     /// Async handlers.
     pub loop_seat: Arc<PySeat>,
     /// Sync handlers.
@@ -66,9 +69,7 @@ impl Core {
         let workers = settings.workers;
         Arc::new(Self {
             bus,
-            settings,
-            clock,
-            loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
+            settings, clock, routes: Routes::default(), loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
@@ -94,6 +95,11 @@ impl Core {
         }
     }
 
+    /// Whether a lane is one of this bus's.
+    pub fn owns(&self, lane: &PyLane) -> bool {
+        Arc::ptr_eq(lane.seat(), &self.loop_seat) || Arc::ptr_eq(lane.seat(), &self.pool_seat)
+    }
+
     /// Now, on the bus's clock.
     #[inline]
     pub fn now(&self, py: Python<'_>) -> PyResult<u64> {
@@ -107,7 +113,8 @@ impl Core {
 
     /// Says that the bus is started, or is not.
     pub fn set_running(&self, running: bool, now: u64) {
-        self.generation.store(process::generation(), Ordering::Relaxed);
+        self.generation
+            .store(process::generation(), Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.running.store(running, Ordering::Release);
     }
@@ -135,7 +142,8 @@ impl Core {
     pub fn turn_is_due(&self, now: u64) -> bool {
         let publishes = self.publishes.load(Ordering::Relaxed) + 1;
         self.publishes.store(publishes, Ordering::Relaxed);
-        publishes >= PUBLISHES_PER_TURN || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
+        publishes >= PUBLISHES_PER_TURN
+            || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
     }
 
     /// The loop has had a turn.

@@ -15,15 +15,22 @@ use crate::engine::lane::{Entry, LaneId};
 
 /// One delivery in the hands of an executor.
 pub struct Active {
-    /// Whose bus.
-    pub core: Arc<Core>,
-    /// Its lane.
-    pub lane: PyLane,
+    /// Who runs it.
+    pub runner: Runner,
     /// Its place in the lane.
     pub entry: Entry<PyOps>,
     /// What the handler was given.
-    pub event: Py<PyAny>,
-    /// The slot that runs it; 0 for a thread.
+        pub event: Py<PyAny>,
+}
+
+/// An executor at work on a lane. It goes into each delivery and comes out of it again, so that
+/// an event costs it no reference counts.
+pub struct Runner {
+    /// Whose bus.
+    pub core: Arc<Core>,
+    /// The lane.
+    pub lane: PyLane,
+    /// The slot; 0 for a thread.
     pub slot: u64,
 }
 
@@ -46,7 +53,9 @@ pub fn during<R>(active: Active, body: impl FnOnce() -> R) -> (Active, R) {
     let unwound = Unwound;
     let result = body();
     drop(unwound);
-    let active = STACK.with_borrow_mut(|stack| stack.pop()).expect("pushed above");
+    let active = STACK
+        .with_borrow_mut(|stack| stack.pop())
+        .expect("pushed above");
     (active, result)
 }
 
@@ -68,10 +77,10 @@ pub struct Origin {
 pub fn origin() -> Option<Origin> {
     STACK.with_borrow(|stack| {
         stack.last().map(|active| Origin {
-            core: active.core.clone(),
-            lane: active.lane.id,
+            core: active.runner.core.clone(),
+            lane: active.runner.lane.id,
             cause: active.entry.event.clone(),
-            slot: active.slot,
+            slot: active.runner.slot,
         })
     })
 }

@@ -59,7 +59,12 @@ pub fn engine(py: Python<'_>, error: &EngineError) -> PyErr {
 /// The same error, for the event at this place of a batch.
 pub fn at_index(py: Python<'_>, error: PyErr, index: usize) -> PyErr {
     let value = error.value(py);
-    let Ok(field) = value.getattr("field").and_then(|field| field.extract::<String>()) else { return error };
+    let Ok(field) = value
+        .getattr("field")
+        .and_then(|field| field.extract::<String>())
+    else {
+        return error;
+    };
     let separator = if field.is_empty() { "" } else { "." };
     let class = value.get_type();
     let text = format!("events[{index}]: {value}");

@@ -82,8 +82,12 @@ impl LoopSeat {
             home.rouse(py)
         } else {
             let call = intern!(py, "call_soon_threadsafe");
-            Py::new(py, Rouser(home.clone()))
-                .and_then(|rouser| home.event_loop.bind(py).call_method1(call, (rouser,)).map(drop))
+            Py::new(py, Rouser(home.clone())).and_then(|rouser| {
+                home.event_loop
+                    .bind(py)
+                    .call_method1(call, (rouser,))
+                    .map(drop)
+            })
         };
         if let Err(error) = woken {
             // The ring stays as it is; the next start looks at it.
@@ -98,18 +102,30 @@ impl LoopSeat {
 
     /// Whether this thread is the one whose loop serves the lanes.
     pub fn is_home(&self) -> bool {
-        lock(&self.home).as_ref().is_some_and(|home| home.thread == thread::current().id())
+        lock(&self.home)
+            .as_ref()
+            .is_some_and(|home| home.thread == thread::current().id())
     }
 
     /// Whether the loop on which the bus was started is closed.
     pub fn is_closed(&self, py: Python<'_>) -> bool {
-        let Some(home) = self.home() else { return false };
-        let closed = home.event_loop.bind(py).call_method0(intern!(py, "is_closed"));
+        let Some(home) = self.home() else {
+            return false;
+        };
+        let closed = home
+            .event_loop
+            .bind(py)
+            .call_method0(intern!(py, "is_closed"));
         closed.and_then(|closed| closed.is_truthy()).unwrap_or(true)
     }
 
     /// Begins to serve lanes on the loop, which runs in this thread.
-    pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>, event_loop: Bound<'_, PyAny>) -> PyResult<()> {
+    pub fn open(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        core: &Arc<Core>,
+        event_loop: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let home = Arc::new(Home {
             core: core.clone(),
             event_loop: event_loop.unbind(),
@@ -123,14 +139,20 @@ impl LoopSeat {
         });
         let previous = lock(&self.home).replace(home.clone());
         drop(previous);
-        if self.ring.arm() { Ok(()) } else { home.rouse(py) }
+        if self.ring.arm() {
+            Ok(())
+        } else {
+            home.rouse(py)
+        }
     }
 
     /// Begins no more work. Handlers that wait are cancelled, but for the caller's own; their
     /// events go back. Returns the tasks that will end then, and how many handlers were cancelled.
     pub fn halt(&self, py: Python<'_>, own: Option<u64>) -> PyResult<(Py<PyList>, usize)> {
         let tasks = PyList::empty(py);
-        let Some(home) = self.home() else { return Ok((tasks.unbind(), 0)) };
+        let Some(home) = self.home() else {
+            return Ok((tasks.unbind(), 0));
+        };
         home.stopping.store(true, Ordering::Relaxed);
         let _ = self.ring.disarm();
         let idle = std::mem::take(&mut *lock(&home.idle));
@@ -139,14 +161,22 @@ impl LoopSeat {
         }
         let suspended: Vec<_> = {
             let suspended = lock(&home.suspended);
-            suspended.iter().filter(|(id, _)| Some(**id) != own).map(|(_, slot)| slot.clone_ref(py)).collect()
+            suspended
+                .iter()
+                .filter(|(id, _)| Some(**id) != own)
+                .map(|(_, slot)| slot.clone_ref(py))
+                .collect()
         };
         for slot in &suspended {
             slot.get().recall(py)?;
         }
         let all: Vec<_> = {
             let tasks = lock(&home.tasks);
-            tasks.iter().filter(|(id, _)| Some(**id) != own).map(|(_, task)| task.clone_ref(py)).collect()
+            tasks
+                .iter()
+                .filter(|(id, _)| Some(**id) != own)
+                .map(|(_, task)| task.clone_ref(py))
+                .collect()
         };
         for task in all {
             tasks.append(task)?;
@@ -165,7 +195,9 @@ impl Home {
     /// Wakes a slot that sleeps, or makes one. On the loop's thread.
     pub fn rouse(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         loop {
-            let Some((slot, future)) = lock(&self.idle).pop() else { break };
+            let Some((slot, future)) = lock(&self.idle).pop() else {
+                break;
+            };
             drop(slot);
             let future = future.bind(py);
             // A sleeper that was cancelled from outside ends instead of waking.

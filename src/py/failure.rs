@@ -1,7 +1,6 @@
 //! What a handler's failure is to the bus: its kind, and the line in the log.
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
-use pyo3::intern;
+use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTimeoutError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -36,18 +35,25 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
 /// an exception's message may hold what the event held.
 pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
     static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let logged = LOG.import(py, "ironbus._log", "handler_failed").and_then(|log| {
-        let name = &lane.handler.name;
-        let event_type = &entry.event.payload.type_;
-        log.call1((name, event_type, entry.sequence, entry.attempt, error.value(py)))
-    });
+    let logged = LOG
+        .import(py, "ironbus._log", "handler_failed")
+        .and_then(|log| {
+            let name = &lane.handler.name;
+            let event_type = &entry.event.payload.type_;
+            log.call1((
+                name,
+                event_type,
+                entry.sequence,
+                entry.attempt,
+                error.value(py),
+            ))
+        });
     if let Err(error) = logged {
         error.write_unraisable(py, None);
     }
 }
 
 /// The error of a handler that took longer than its limit.
-pub fn timed_out(py: Python<'_>, seconds: f64) -> PyErr {
-    let text = intern!(py, "the handler exceeded its timeout").to_string();
-    pyo3::exceptions::PyTimeoutError::new_err(format!("{text} of {seconds} s"))
+pub fn timed_out(seconds: f64) -> PyErr {
+    PyTimeoutError::new_err(format!("the handler exceeded its timeout of {seconds} s"))
 }

@@ -23,13 +23,21 @@ pub enum Identity {
     Object(Py<PyAny>),
 }
 
+/// Two steps and no locked instruction: whoever makes an event holds the GIL.
+#[inline]
+fn next_number() -> u64 {
+    let number = NUMBER.load(Ordering::Relaxed);
+    NUMBER.store(number + 1, Ordering::Relaxed);
+    number
+}
+
 impl Identity {
     /// An id that no other event has, in this process or in its forks.
     #[inline]
     pub fn next() -> Self {
         Self::Number {
             nonce: NONCE.load(Ordering::Relaxed),
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            number: next_number(),
         }
     }
 

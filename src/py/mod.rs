@@ -4,17 +4,21 @@
 use pyo3::prelude::*;
 
 mod bus;
+mod cell;
 mod clock;
 mod core;
 mod current;
+mod dataclass;
 mod delivery;
 mod errors;
 mod event;
 mod event_loop;
+mod event_sequence;
 mod failure;
 mod identity;
 mod native;
 mod ops;
+mod ordering;
 mod pool;
 mod prepare;
 mod priority;
@@ -22,6 +26,7 @@ mod process;
 mod publisher;
 mod receipt;
 mod record;
+mod routes;
 mod run;
 mod slot;
 mod stream;
@@ -45,6 +50,11 @@ mod _core {
     #[pymodule_export]
     use super::stream::StreamSource;
 
+    #[pymodule_export]
+    use super::event_sequence::EventSequence;
+    #[pymodule_export]
+    use super::ordering::EventOrderingManager;
+
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
         identity::install(m)?;
@@ -53,6 +63,7 @@ mod _core {
         native::install_send::<publisher::Publish>(m.py());
         native::install_send::<publisher::PublishMany>(m.py());
         native::install_send::<slot::Slot>(m.py());
+        dataclass::adopt(&m.py().get_type::<EventSequence>())?;
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

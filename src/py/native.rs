@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use pyo3::exceptions::{PyRuntimeError, PySystemError};
+use pyo3::exceptions::{PyRuntimeError, PySystemError, PyTypeError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -31,7 +31,9 @@ pub fn send<'py>(coroutine: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>) -> Py
     // `result` unless it fails, and then it has set an exception.
     unsafe {
         match ffi::PyIter_Send(coroutine.as_ptr(), value.as_ptr(), &mut result) {
-            ffi::PySendResult::PYGEN_RETURN => Ok(Sent::Returned(Bound::from_owned_ptr(py, result))),
+            ffi::PySendResult::PYGEN_RETURN => {
+                Ok(Sent::Returned(Bound::from_owned_ptr(py, result)))
+            }
             ffi::PySendResult::PYGEN_NEXT => Ok(Sent::Yielded(Bound::from_owned_ptr(py, result))),
             ffi::PySendResult::PYGEN_ERROR => Err(PyErr::fetch(py)),
         }
@@ -47,7 +49,10 @@ pub fn is_coroutine(object: &Bound<'_, PyAny>) -> bool {
 
 /// A copy of the context, or of the current one.
 #[inline]
-pub fn copy_context<'py>(py: Python<'py>, context: Option<&Py<PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+pub fn copy_context<'py>(
+    py: Python<'py>,
+    context: Option<&Py<PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: attached; the objects that are passed in are contexts, which `PyContext_Copy` checks.
     unsafe {
         let copy = match context {
@@ -102,28 +107,34 @@ unsafe extern "C" fn step_slot<T: Coroutine>(
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
     // type alone, which cannot be subclassed), a valid value and a place for the result.
+    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
+    // a reference otherwise.
     unsafe {
-        let py = Python::assume_attached();
-        let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-        let value = Bound::from_borrowed_ptr(py, value);
-        let stepped = guarded(|| T::step(&slf, &value));
-        let (object, kind) = match stepped {
-            Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-            Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-            Err(error) => {
-                error.restore(py);
-                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-            }
-        };
-        *result = object;
-        kind
+        Python::attach_unchecked(|py| {
+            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+            let value = Bound::from_borrowed_ptr(py, value);
+            let stepped = guarded(|| T::step(&slf, &value));
+            let (object, kind) = match stepped {
+                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+                Err(error) => {
+                    error.restore(py);
+                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+                }
+            };
+            *result = object;
+            kind
+        })
     }
 }
 
 /// A panic becomes an exception: it must not unwind into the interpreter.
 fn guarded<R>(body: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(PySystemError::new_err("ironbus: a bug in the native code; please report it")))
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        Err(PySystemError::new_err(
+            "ironbus: a bug in the native code; please report it",
+        ))
+    })
 }
 
 /// The arguments of a vectorcall.
@@ -150,19 +161,24 @@ impl<'a, 'py> Arguments<'a, 'py> {
     #[inline]
     pub fn get(&self, at: usize) -> Option<Bound<'py, PyAny>> {
         // SAFETY: the interpreter keeps the arguments alive during the call.
-        self.positional.get(at).map(|object| unsafe { Bound::from_borrowed_ptr(self.py, *object) })
+        self.positional
+            .get(at)
+            .map(|object| unsafe { Bound::from_borrowed_ptr(self.py, *object) })
     }
 
     /// Those that are given by name.
     pub fn keywords(&self) -> impl Iterator<Item = (Bound<'py, PyAny>, Bound<'py, PyAny>)> + '_ {
         let names = self.names.iter().flatten();
         // SAFETY: as in `get`.
-        names.zip(self.keyword).map(|(name, object)| (name, unsafe { Bound::from_borrowed_ptr(self.py, *object) }))
+        names
+            .zip(self.keyword)
+            .map(|(name, object)| (name, unsafe { Bound::from_borrowed_ptr(self.py, *object) }))
     }
 }
 
 /// A method written in Rust that is called with its arguments as they are.
-pub type NativeMethod = for<'a, 'py> fn(&Bound<'py, PyAny>, &Arguments<'a, 'py>) -> PyResult<Bound<'py, PyAny>>;
+pub type NativeMethod =
+    for<'a, 'py> fn(&Bound<'py, PyAny>, &Arguments<'a, 'py>) -> PyResult<Bound<'py, PyAny>>;
 
 /// An object that calls a [`NativeMethod`], and in everything else looks like the `async def`
 /// that it was made from: `inspect`, mocks and documentation see name, signature and flags.
@@ -183,26 +199,29 @@ unsafe extern "C" fn call_method(
     // SAFETY: vectorcall's contract: attached; `callable` is an `AsyncMethod`, `args` holds the
     // positional arguments followed by one for each of `names`, which is a tuple or null.
     unsafe {
-        let py = Python::assume_attached();
-        let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
-        let names = Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked::<PyTuple>());
-        let named = names.as_ref().map_or(0, |names| names.len());
-        let all: &[*mut ffi::PyObject] = if count + named == 0 { &[] } else { std::slice::from_raw_parts(args, count + named) };
-        let (positional, keyword) = all.split_at(count);
-        let Some((slf, positional)) = positional.split_first() else {
-            PyErr::new::<pyo3::exceptions::PyTypeError, _>("the method needs an EventBus").restore(py);
-            return ptr::null_mut();
-        };
-        let slf = Bound::from_borrowed_ptr(py, *slf);
-        let arguments = Arguments { py, positional, keyword, names };
-        let method = (*callable.cast::<AsyncMethod>()).method;
-        match guarded(|| method(&slf, &arguments)) {
-            Ok(result) => result.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                ptr::null_mut()
+        Python::attach_unchecked(|py| {
+            let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
+            let names =
+                Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked::<PyTuple>());
+            let named = names.as_ref().map_or(0, |names| names.len());
+            let all: &[*mut ffi::PyObject] =
+                if count + named == 0 { &[] } else { std::slice::from_raw_parts(args, count + named) };
+            let (positional, keyword) = all.split_at(count);
+            let Some((slf, positional)) = positional.split_first() else {
+                PyTypeError::new_err("the method needs an EventBus").restore(py);
+                return ptr::null_mut();
+            };
+            let slf = Bound::from_borrowed_ptr(py, *slf);
+            let arguments = Arguments { py, positional, keyword, names };
+            let method = (*callable.cast::<AsyncMethod>()).method;
+            match guarded(|| method(&slf, &arguments)) {
+                Ok(result) => result.into_ptr(),
+                Err(error) => {
+                    error.restore(py);
+                    ptr::null_mut()
+                }
             }
-        }
+        })
     }
 }
 
@@ -225,7 +244,10 @@ unsafe extern "C" fn bind(
     }
 }
 
-unsafe extern "C" fn get_attribute(slf: *mut ffi::PyObject, name: *mut ffi::PyObject) -> *mut ffi::PyObject {
+unsafe extern "C" fn get_attribute(
+    slf: *mut ffi::PyObject,
+    name: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
     // SAFETY: attached; both are valid; `template` is a function owned by `slf`.
     unsafe {
         // What the function has goes first: `__doc__` and `__class__` aside, the type has nothing
@@ -239,7 +261,11 @@ unsafe extern "C" fn get_attribute(slf: *mut ffi::PyObject, name: *mut ffi::PyOb
     }
 }
 
-unsafe extern "C" fn traverse(slf: *mut ffi::PyObject, visit: ffi::visitproc, arg: *mut std::ffi::c_void) -> c_int {
+unsafe extern "C" fn traverse(
+    slf: *mut ffi::PyObject,
+    visit: ffi::visitproc,
+    arg: *mut std::ffi::c_void,
+) -> c_int {
     // SAFETY: traverse's contract; the type and the template are the references that `slf` owns.
     unsafe {
         let result = visit(ffi::Py_TYPE(slf).cast(), arg);
@@ -247,7 +273,11 @@ unsafe extern "C" fn traverse(slf: *mut ffi::PyObject, visit: ffi::visitproc, ar
             return result;
         }
         let template = (*slf.cast::<AsyncMethod>()).template;
-        if template.is_null() { 0 } else { visit(template, arg) }
+        if template.is_null() {
+            0
+        } else {
+            visit(template, arg)
+        }
     }
 }
 
@@ -319,7 +349,11 @@ impl<'py> AsyncMethods<'py> {
     }
 
     /// A method that looks like `template`, an `async def`, and calls `method`.
-    pub fn make(&self, template: Bound<'py, PyAny>, method: NativeMethod) -> PyResult<Bound<'py, PyAny>> {
+    pub fn make(
+        &self,
+        template: Bound<'py, PyAny>,
+        method: NativeMethod,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let py = template.py();
         // SAFETY: attached; the object is of the type's size, and every field of it is written
         // before the collector is told of it.
@@ -338,7 +372,9 @@ impl<'py> AsyncMethods<'py> {
 }
 
 /// The awaitable's iterator: what `await` steps.
-pub fn awaitable_iterator<'py>(awaitable: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub fn awaitable_iterator<'py>(
+    awaitable: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
     if is_coroutine(awaitable) {
         return Ok(Some(awaitable.clone()));
     }
@@ -352,7 +388,8 @@ pub fn awaitable_iterator<'py>(awaitable: &Bound<'py, PyAny>) -> PyResult<Option
 pub fn warn_never_awaited(py: Python<'_>, name: &str) {
     // The exception that may be under way is not this warning's business.
     let under_way = PyErr::take(py);
-    let text = std::ffi::CString::new(format!("coroutine '{name}' was never awaited")).unwrap_or_default();
+    let text =
+        std::ffi::CString::new(format!("coroutine '{name}' was never awaited")).unwrap_or_default();
     let class = py.get_type::<pyo3::exceptions::PyRuntimeWarning>();
     if let Err(error) = PyErr::warn(py, &class, &text, 1) {
         error.write_unraisable(py, None);
@@ -372,7 +409,9 @@ pub fn yield_or_stop<'py>(py: Python<'py>, sent: Sent<'py>) -> PyResult<Bound<'p
     match sent {
         Sent::Yielded(object) => Ok(object),
         Sent::Returned(result) => {
-            let stop = py.get_type::<pyo3::exceptions::PyStopIteration>().call1((result,))?;
+            let stop = py
+                .get_type::<pyo3::exceptions::PyStopIteration>()
+                .call1((result,))?;
             Err(PyErr::from_value(stop))
         }
     }

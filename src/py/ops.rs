@@ -114,7 +114,10 @@ impl FutureWaker {
             } else {
                 resolver(py).and_then(|resolver| {
                     let call = intern!(py, "call_soon_threadsafe");
-                    self.event_loop.bind(py).call_method1(call, (resolver, &self.future)).map(drop)
+                    self.event_loop
+                        .bind(py)
+                        .call_method1(call, (resolver, &self.future))
+                        .map(drop)
                 })
             };
             if let Err(error) = told {
@@ -126,7 +129,9 @@ impl FutureWaker {
 
 /// A loop that is closed has nobody left to tell; any other failure to tell is said.
 pub fn report_unless_closed(py: Python<'_>, event_loop: &Bound<'_, PyAny>, error: &PyErr) {
-    let closed = event_loop.call_method0(intern!(py, "is_closed")).and_then(|closed| closed.is_truthy());
+    let closed = event_loop
+        .call_method0(intern!(py, "is_closed"))
+        .and_then(|closed| closed.is_truthy());
     if !closed.unwrap_or(false) {
         error.clone_ref(py).write_unraisable(py, Some(event_loop));
     }
@@ -144,7 +149,9 @@ pub fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
 
 fn resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let resolve = RESOLVE.get_or_try_init(py, || wrap_pyfunction!(resolve, py).map(|f| f.into_any().unbind()))?;
+    let resolve = RESOLVE.get_or_try_init(py, || {
+        wrap_pyfunction!(resolve, py).map(|f| f.into_any().unbind())
+    })?;
     Ok(resolve.bind(py))
 }
 
@@ -157,7 +164,10 @@ pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 /// Whether this thread runs an event loop right now.
 pub fn in_running_loop(py: Python<'_>) -> PyResult<bool> {
     static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    Ok(!GET.import(py, "asyncio", "_get_running_loop")?.call0()?.is_none())
+    Ok(!GET
+        .import(py, "asyncio", "_get_running_loop")?
+        .call0()?
+        .is_none())
 }
 
 /// Marks a future as waited for, as `await` would, before it is handed up to the task.

@@ -15,6 +15,7 @@ use pyo3::types::{PyDict, PyList};
 
 use super::clock::monotonic_ns;
 use super::core::{Core, TURN};
+use super::current::Runner;
 use super::native;
 use super::ops::PyLane;
 use super::run::{self, Progress};
@@ -54,7 +55,12 @@ pub struct Crew {
 impl Pool {
     /// A pool of at most so many threads; it has none yet.
     pub fn new(workers: usize) -> Self {
-        Self { state: Mutex::default(), work: Condvar::new(), workers, waiting: AtomicUsize::new(0) }
+        Self {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            workers,
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Puts the lane in line, and sees to it that there is a thread for it.
@@ -89,12 +95,21 @@ impl Pool {
         static THREAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         Python::attach(|py| {
             let started = (|| {
-                let worker = Bound::new(py, Worker { pool: self.clone(), crew: crew.clone(), id })?;
+                let worker = Bound::new(
+                    py,
+                    Worker {
+                        pool: self.clone(),
+                        crew: crew.clone(),
+                        id,
+                    },
+                )?;
                 let options = PyDict::new(py);
                 options.set_item("target", worker)?;
                 options.set_item("name", format!("ironbus-worker-{id}"))?;
                 options.set_item("daemon", true)?;
-                let thread = THREAD.import(py, "threading", "Thread")?.call((), Some(&options))?;
+                let thread = THREAD
+                    .import(py, "threading", "Thread")?
+                    .call((), Some(&options))?;
                 lock(&crew.threads).insert(id, thread.clone().unbind());
                 thread.call_method0("start").map(drop)
             })();
@@ -115,11 +130,19 @@ impl Pool {
     /// Begins to serve.
     pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
         let context = native::copy_context(py, None)?.unbind();
-        let crew = Arc::new(Crew { core: core.clone(), context, threads: Mutex::default() });
+        let crew = Arc::new(Crew {
+            core: core.clone(),
+            context,
+            threads: Mutex::default(),
+        });
         let hire = {
             let mut state = lock(&self.state);
             state.crew = Some(crew);
-            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+            if state.ready.is_empty() {
+                None
+            } else {
+                self.staff(&mut state)
+            }
         };
         if let Some((crew, id)) = hire {
             self.hire(crew, id);
@@ -137,7 +160,10 @@ impl Pool {
         };
         let threads = PyList::empty(py);
         if let Some(crew) = crew {
-            let all: Vec<_> = lock(&crew.threads).values().map(|thread| thread.clone_ref(py)).collect();
+            let all: Vec<_> = lock(&crew.threads)
+                .values()
+                .map(|thread| thread.clone_ref(py))
+                .collect();
             for thread in all {
                 threads.append(thread)?;
             }
@@ -150,7 +176,11 @@ impl Pool {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let hire = {
             let mut state = lock(&self.state);
-            if state.ready.is_empty() { None } else { self.staff(&mut state) }
+            if state.ready.is_empty() {
+                None
+            } else {
+                self.staff(&mut state)
+            }
         };
         if let Some((crew, id)) = hire {
             self.hire(crew, id);
@@ -224,14 +254,21 @@ impl Worker {
         while let Some(lane) = self.pool.take(py, &self.crew) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
-            let mut next = core.bus.take(&lane, now);
-            while let Some(Next { entry, token_wanted }) = next {
+                        let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner { core: core.clone(), lane, slot: 0 };
+            while let Some(Next {
+                entry,
+                token_wanted,
+            }) = next
+            {
                 if token_wanted {
-                    next = run::with_token(py, core, &lane, entry, now);
+                    next = run::with_token(py, core, &runner.lane, entry, now);
                     continue;
                 }
                 let started = now;
-                match run::begin(py, core, &lane, entry, 0, now, &self.crew.context, false) {
+                let progress;
+                (runner, progress) = run::begin(py, runner, entry, now, &self.crew.context, false);
+                match progress {
                     Progress::Ended(entry, end) => {
                         let at = monotonic_ns();
                         if at - attached > TURN {
@@ -239,14 +276,14 @@ impl Worker {
                             py.detach(std::thread::yield_now);
                             attached = monotonic_ns();
                         }
-                        now = core.now(py)?;
+                        now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = Some(now.saturating_sub(started));
-                        next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {
+                        next = match run::finish(py, core, &runner.lane, entry, end, work, proceed, now) {
                             Ok(next) => next,
                             Err(ending) => {
                                 // It would be raised again and again: the subscription is held.
-                                core.bus.pause(&lane, true);
+                                core.bus.pause(&runner.lane, true);
                                 return Err(ending);
                             }
                         };
@@ -263,6 +300,9 @@ impl Worker {
     }
 
     fn is_wanted(&self) -> bool {
-        lock(&self.pool.state).crew.as_ref().is_some_and(|crew| Arc::ptr_eq(crew, &self.crew))
+        lock(&self.pool.state)
+            .crew
+            .as_ref()
+            .is_some_and(|crew| Arc::ptr_eq(crew, &self.crew))
     }
 }

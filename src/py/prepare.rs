@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyDict, PyInt, PyMapping, PyString};
+use pyo3::types::{PyDict, PyMapping, PyString};
 
 use super::core::Core;
 use super::current::Origin;
@@ -14,10 +14,12 @@ use super::event::{Event as PyEvent, record_of};
 use super::identity::Identity;
 use super::native;
 use super::ops::{Event, PyOps};
+use super::priority::to_level;
 use super::record::{Extras, Record, Stamp};
 use super::walk;
 use crate::engine::digest::Digest;
-use crate::engine::gate::Offer;
+use crate::engine::bus::{Bus, Published};
+use crate::engine::gate::{Offer, Patience};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
@@ -63,16 +65,24 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// What the gate wants to know. The event's type is text: it was checked.
+    /// Brings the event before the gate.
     #[inline]
-    pub fn offer<'a>(&'a self, py: Python<'a>, origin: Option<u64>) -> PyResult<Offer<'a, PyOps>> {
-        Ok(Offer {
+    pub fn publish(
+        &mut self,
+        py: Python<'_>,
+        bus: &Bus<PyOps>,
+        origin: Option<u64>,
+        patience: Patience,
+        now: u64,
+    ) -> PyResult<Published<PyOps>> {
+        let offer = Offer {
             event_type: self.event.payload.type_.bind(py).to_str()?,
             level: self.level,
             token: self.token,
             event: &self.event,
             origin,
-        })
+        };
+        Ok(bus.publish(&offer, &mut self.route, self.key.as_ref(), patience, now))
     }
 
     /// The event was not accepted: nobody waits for it, and its cause does not either.
@@ -109,26 +119,47 @@ fn prepare_parts(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    let (type_, data, timestamp, identity, source, template) = if let Ok(type_) = event.cast::<PyString>() {
-        let data = match data {
-            Some(data) if data.is_truthy()? => data.clone().unbind(),
-            _ => PyDict::new(py).into_any().unbind(),
+    let (type_, data, timestamp, identity, source, template) =
+        if let Ok(type_) = event.cast::<PyString>() {
+            let data = match data {
+                Some(data) if data.is_truthy()? => data.clone().unbind(),
+                _ => PyDict::new(py).into_any().unbind(),
+            };
+            (
+                type_.clone().unbind(),
+                data,
+                Stamp::Seconds(wall),
+                Identity::next(),
+                None,
+                None,
+            )
+        } else if event.is_instance_of::<PyEvent>() {
+            let published = record_of(event)?;
+            let type_ = published
+                .type_
+                .bind(py)
+                .cast::<PyString>()
+                .map_err(|_| not_a_type(py))?
+                .clone()
+                .unbind();
+            (
+                type_,
+                published.data,
+                published.timestamp,
+                published.identity,
+                published.source,
+                published.template,
+            )
+        } else {
+            return Err(Error::InvalidType.new(
+                py,
+                "event",
+                format!(
+                    "event must be a type (a string) or an ironbus.Event, not {}",
+                    event.get_type().name()?.to_string_lossy()
+                ),
+            ));
         };
-        (type_.clone().unbind(), data, Stamp::Seconds(wall), Identity::next(), None, None)
-    } else if event.is_instance_of::<PyEvent>() {
-        let published = record_of(event)?;
-        let type_ = published.type_.bind(py).cast::<PyString>().map_err(|_| not_a_type(py))?.clone().unbind();
-        (type_, published.data, published.timestamp, published.identity, published.source, published.template)
-    } else {
-        return Err(Error::InvalidType.new(
-            py,
-            "event",
-            format!(
-                "event must be a type (a string) or an ironbus.Event, not {}",
-                event.get_type().name()?.to_string_lossy()
-            ),
-        ));
-    };
     let route = route(py, core, type_.bind(py))?;
     let mut extras = Extras::default();
     let mut any = false;
@@ -137,7 +168,7 @@ fn prepare_parts(
     let mut key = None;
     if let Some(options) = options {
         if let Some(priority) = &options.priority {
-            level = priority_of(priority.bind(py))?;
+            level = to_level(py, priority.bind(py))?;
         }
         if let Some(given) = &options.key {
             let text = text_of(given.bind(py), "key")?;
@@ -166,7 +197,10 @@ fn prepare_parts(
     let mut cause = None;
     if let Some(origin) = origin {
         let parent = &origin.cause.payload;
-        let first = parent.extras.as_ref().and_then(|extras| extras.correlation.as_ref());
+        let first = parent
+            .extras
+            .as_ref()
+            .and_then(|extras| extras.correlation.as_ref());
         extras.correlation = Some(first.unwrap_or(&parent.identity).clone_ref(py));
         extras.causation = Some(parent.identity.clone_ref(py));
         any = true;
@@ -180,22 +214,31 @@ fn prepare_parts(
         source,
         template,
         extras: any.then(|| Arc::new(extras)),
-        priority: level as u8,
+        priority: level,
     };
-    Ok(Prepared { event: Arc::new(Envelope::new(record, cause)), route, level, token, key })
+    Ok(Prepared {
+        event: Arc::new(Envelope::new(record, cause)),
+        route,
+        level,
+        token,
+        key,
+    })
 }
 
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.
 #[inline]
 fn route(py: Python<'_>, core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Arc<Route<PyOps>>> {
-    let text = type_.to_str().map_err(|_| not_a_type(py))?;
-    if let Some(route) = core.bus.remembered_route(text) {
+        if let Some(route) = core.routes.get(type_) {
         return Ok(route);
     }
-    if !is_printable(type_)? {
-        return Err(not_a_type(py));
-    }
-    Ok(core.bus.route(text))
+    let text = type_.to_str().map_err(|_| not_a_type(py))?;
+    let route = match core.bus.remembered_route(text) {
+        Some(route) => route,
+        None if is_printable(type_)? => core.bus.route(text),
+        None => return Err(not_a_type(py)),
+    };
+    core.routes.put(type_, &route);
+    Ok(route)
 }
 
 /// Not empty, and nothing in it that a log line could not show.
@@ -211,25 +254,15 @@ fn not_a_type(py: Python<'_>) -> PyErr {
     )
 }
 
-/// One of the four levels, as a member of `EventPriority` or its number.
-pub fn priority_of(given: &Bound<'_, PyAny>) -> PyResult<Priority> {
-    let number = match given.cast::<PyInt>() {
-        Ok(number) if !given.is_instance_of::<PyBool>() => number.extract::<u8>().ok(),
-        _ => None,
-    };
-    number.and_then(|number| Priority::try_from(number).ok()).ok_or_else(|| {
-        Error::InvalidPriority.new(
-            given.py(),
-            "priority",
-            "priority must be EventPriority.CRITICAL, HIGH, NORMAL or LOW (0 to 3)",
-        )
-    })
-}
-
 fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, PyString>> {
-    let text = given.cast::<PyString>().ok().filter(|text| text.to_str().is_ok_and(|text| !text.is_empty()));
+    let text = given
+        .cast::<PyString>()
+        .ok()
+        .filter(|text| text.to_str().is_ok_and(|text| !text.is_empty()));
     text.cloned().ok_or_else(|| {
-        let text = format!("{field} must be a non-empty string; turn other values into one, for example with str()");
+        let text = format!(
+            "{field} must be a non-empty string; turn other values into one, for example with str()"
+        );
         Error::InvalidKey.new(given.py(), field, text)
     })
 }
@@ -239,7 +272,11 @@ fn headers_of(given: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
     static PROXY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = given.py();
     let wrong = |path: &str| {
-        Error::InvalidHeaders.new(py, path, format!("{path}: headers must map non-empty strings to strings"))
+        Error::InvalidHeaders.new(
+            py,
+            path,
+            format!("{path}: headers must map non-empty strings to strings"),
+        )
     };
     let mapping = given.cast::<PyMapping>().map_err(|_| wrong("headers"))?;
     let copy = PyDict::new(py);
@@ -253,5 +290,8 @@ fn headers_of(given: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
         let value = value.cast::<PyString>().map_err(|_| wrong(&path()))?;
         copy.set_item(name, value)?;
     }
-    Ok(PROXY.import(py, "types", "MappingProxyType")?.call1((copy,))?.unbind())
+    Ok(PROXY
+        .import(py, "types", "MappingProxyType")?
+        .call1((copy,))?
+        .unbind())
 }

@@ -10,7 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::bus::Bus;
-use super::clock::{self, monotonic_ns};
+use super::cell::GilCell;
+use super::clock::{monotonic_ns, wall_at};
 use super::core::{Core, TURN};
 use super::current::{self, Origin};
 use super::errors::{self, Error};
@@ -25,17 +26,28 @@ use crate::engine::sync::lock;
 
 /// What `publish` was called with.
 struct Call {
-    core: Arc<Core>,
+    bus: Py<Bus>,
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
-    origin: Option<Origin>,
+        origin: Option<Box<Origin>>,
+}
+
+impl Call {
+    /// The bus was set up when the call was made.
+    #[inline]
+    fn core(&self) -> &Arc<Core> {
+        self.bus.get().core().expect("a bus stays set up")
+    }
 }
 
 /// A publish that waits.
 enum Wait {
     /// For room.
-    Room { ticket: Arc<Ticket<PyOps>>, future: Py<PyAny> },
+    Room {
+        ticket: Arc<Ticket<PyOps>>,
+        future: Py<PyAny>,
+    },
     /// For the fate of an equal key.
     Key { future: Py<PyAny> },
 }
@@ -48,16 +60,25 @@ enum Attempt {
 }
 
 /// Brings an event before the gate once, from a task.
-fn attempt(py: Python<'_>, core: &Core, prepared: &mut Prepared, origin: Option<u64>) -> PyResult<Attempt> {
+#[inline]
+fn attempt(
+    py: Python<'_>,
+    core: &Core,
+    prepared: &mut Prepared,
+    origin: Option<u64>,
+    now: u64,
+) -> PyResult<Attempt> {
     loop {
-        let now = core.now(py)?;
-        let mut route = prepared.route.clone();
-        let published =
-            core.bus.publish(&prepared.offer(py, origin)?, &mut route, prepared.key.as_ref(), Patience::Wait, now);
-        prepared.route = route;
+        let published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
         return Ok(match published {
-            Published::Accepted(sequence) => Attempt::Accepted { sequence, held: false },
-            Published::Held(sequence) => Attempt::Accepted { sequence, held: true },
+            Published::Accepted(sequence) => Attempt::Accepted {
+                sequence,
+                held: false,
+            },
+            Published::Held(sequence) => Attempt::Accepted {
+                sequence,
+                held: true,
+            },
             Published::Duplicate => Attempt::Duplicate,
             Published::Refused(error) => {
                 prepared.discard();
@@ -79,7 +100,10 @@ fn attempt(py: Python<'_>, core: &Core, prepared: &mut Prepared, origin: Option<
                     Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
                     Err(_) => {
                         let sequence = ticket.sequence().expect("it was let in");
-                        Attempt::Accepted { sequence, held: false }
+                        Attempt::Accepted {
+                            sequence,
+                            held: false,
+                        }
                     }
                 }
             }
@@ -91,7 +115,9 @@ fn attempt(py: Python<'_>, core: &Core, prepared: &mut Prepared, origin: Option<
                     continue;
                 }
                 core.bus.count_joined(true);
-                Attempt::Wait(Wait::Key { future: future.unbind() })
+                Attempt::Wait(Wait::Key {
+                    future: future.unbind(),
+                })
             }
         });
     }
@@ -106,7 +132,12 @@ fn give_up(core: &Core, prepared: &Prepared, ticket: &Ticket<PyOps>, now: u64) {
 /// Ends a wait whose publisher was cancelled. What was accepted stays accepted.
 fn cancel(py: Python<'_>, core: &Core, prepared: &Prepared, wait: &Wait) {
     match wait {
-        Wait::Room { ticket, .. } => give_up(core, prepared, ticket, core.now(py).unwrap_or_else(|_| monotonic_ns())),
+        Wait::Room { ticket, .. } => give_up(
+            core,
+            prepared,
+            ticket,
+            core.now(py).unwrap_or_else(|_| monotonic_ns()),
+        ),
         Wait::Key { .. } => {
             core.bus.count_cancelled();
             prepared.discard();
@@ -115,42 +146,63 @@ fn cancel(py: Python<'_>, core: &Core, prepared: &Prepared, wait: &Wait) {
 }
 
 /// The lane whose handler publishes, if that handler is this bus's.
+#[inline]
 fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
-    origin.filter(|origin| Arc::ptr_eq(&origin.core, core)).map(|origin| origin.lane)
+    origin
+        .filter(|origin| Arc::ptr_eq(&origin.core, core))
+        .map(|origin| origin.lane)
 }
 
 /// The coroutine of `EventBus.publish`.
-#[pyclass(frozen, module = "ironbus._core", name = "publish", freelist = 256)]
+#[pyclass(frozen, module = "ironbus._core", name = "publish")]
 pub struct Publish {
-    state: Mutex<State>,
+    state: GilCell<State>,
 }
 
 enum State {
     Created(Call),
-    Waiting { call: Call, prepared: Prepared, wait: Wait },
+        Waiting(Box<Waiting>),
     /// Accepted; the loop gets a turn before the publisher goes on.
     Yielding(Py<Receipt>),
     Running,
     Over,
 }
 
+/// What a publish that waits keeps.
+struct Waiting {
+    call: Call,
+    prepared: Prepared,
+    wait: Wait,
+}
+
 impl Publish {
-    fn swap(&self, state: State) -> State {
-        std::mem::replace(&mut *lock(&self.state), state)
+    #[inline(always)]
+    fn swap(&self, py: Python<'_>, state: State) -> State {
+        self.state.replace(py, state)
     }
 
-    fn advance<'py>(&self, py: Python<'py>, call: Call, mut prepared: Prepared) -> PyResult<Sent<'py>> {
-        match attempt(py, &call.core, &mut prepared, lane_of(&call.core, call.origin.as_ref()))? {
-            Attempt::Accepted { sequence, held } => self.accepted(py, &call.core, prepared, sequence, held),
+    #[inline]
+    fn advance<'py>(
+        &self,
+        py: Python<'py>,
+        call: Call,
+        mut prepared: Prepared,
+        machine: u64,
+    ) -> PyResult<Sent<'py>> {
+        let now = call.core().clock.at(py, machine)?;
+        match attempt(py, call.core(), &mut prepared, lane_of(call.core(), call.origin.as_deref()), now)? {
+            Attempt::Accepted { sequence, held } => {
+                self.accepted(py, call.core(), prepared, sequence, held, machine)
+            }
             Attempt::Duplicate => {
-                let receipt = Bound::new(py, Receipt::of_duplicate(&call.core, prepared))?;
-                self.swap(State::Over);
+                let receipt = Bound::new(py, Receipt::of_duplicate(prepared))?;
+                self.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_any()))
             }
             Attempt::Wait(wait) => {
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
                 let future = future.clone_ref(py).into_bound(py);
-                self.swap(State::Waiting { call, prepared, wait });
+                                self.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
                 Ok(Sent::Yielded(future))
             }
         }
@@ -164,19 +216,20 @@ impl Publish {
         prepared: Prepared,
         sequence: u64,
         held: bool,
+        machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let receipt = Bound::new(py, Receipt::accepted(core, prepared, sequence, held))?;
-        if core.turn_is_due(monotonic_ns()) {
-            core.turn_was_given(monotonic_ns());
-            self.swap(State::Yielding(receipt.unbind()));
+        let receipt = Bound::new(py, Receipt::accepted(prepared, sequence, held))?;
+        if core.turn_is_due(machine) {
+            core.turn_was_given(machine);
+            self.swap(py, State::Yielding(receipt.unbind()));
             return Ok(Sent::Yielded(py.None().into_bound(py)));
         }
-        self.swap(State::Over);
+        self.swap(py, State::Over);
         Ok(Sent::Returned(receipt.into_any()))
     }
 
-    fn fail<T>(&self, error: PyErr) -> PyResult<T> {
-        self.swap(State::Over);
+    fn fail<T>(&self, py: Python<'_>, error: PyErr) -> PyResult<T> {
+        self.swap(py, State::Over);
         Err(error)
     }
 }
@@ -185,40 +238,43 @@ impl Coroutine for Publish {
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
-        match this.swap(State::Running) {
+        match this.swap(py, State::Running) {
             State::Created(call) => {
                 let data = call.data.as_ref().map(|data| data.bind(py));
-                let prepared = call.core.check_process(py).and_then(|()| {
-                    let options = call.options.as_deref();
-                    prepare(py, &call.core, call.event.bind(py), data, options, call.origin.as_ref(), clock::wall())
+                                let machine = monotonic_ns();
+                let prepared = call.core().check_process(py).and_then(|()| {
+                    let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
+                    prepare(py, call.core(), call.event.bind(py), data, options, origin, wall_at(machine))
                 });
-                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared));
-                stepped.or_else(|error| this.fail(error))
+                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
+                stepped.or_else(|error| this.fail(py, error))
             }
-            State::Waiting { call, prepared, wait } => {
+                        State::Waiting(waiting) => {
+                let Waiting { call, prepared, wait } = *waiting;
                 let stepped = match wait {
                     Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, &call.core, prepared, sequence, false),
+                        Some(sequence) => this.accepted(py, call.core(), prepared, sequence, false, monotonic_ns()),
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
                             block_on(&again)?;
-                            this.swap(State::Waiting { call, prepared, wait: Wait::Room { ticket, future } });
+                                                        let wait = Wait::Room { ticket, future };
+                            this.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
                             Ok(Sent::Yielded(again))
                         }
                     },
                     Wait::Key { .. } => {
-                        call.core.bus.count_joined(false);
-                        this.advance(py, call, prepared)
+                        call.core().bus.count_joined(false);
+                        this.advance(py, call, prepared, monotonic_ns())
                     }
                 };
-                stepped.or_else(|error| this.fail(error))
+                stepped.or_else(|error| this.fail(py, error))
             }
             State::Yielding(receipt) => {
-                this.swap(State::Over);
+                this.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_bound(py).into_any()))
             }
-            State::Running | State::Over => this.fail(native::reused("EventBus.publish")),
+            State::Running | State::Over => this.fail(py, native::reused("EventBus.publish")),
         }
     }
 }
@@ -269,10 +325,12 @@ impl Publish {
 
     #[getter]
     fn cr_await(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        match &*lock(&self.state) {
-            State::Waiting { wait: Wait::Room { future, .. } | Wait::Key { future }, .. } => Some(future.clone_ref(py)),
+        self.state.read(py, |state| match state {
+            State::Waiting(waiting) => match &waiting.wait {
+                Wait::Room { future, .. } | Wait::Key { future } => Some(future.clone_ref(py)),
+            },
             _ => None,
-        }
+        })
     }
 
     #[getter]
@@ -286,25 +344,27 @@ impl Publish {
     }
 
     #[getter]
-    fn cr_running(&self) -> bool {
-        matches!(*lock(&self.state), State::Running)
+    fn cr_running(&self, py: Python<'_>) -> bool {
+        self.state.read(py, |state| matches!(state, State::Running))
     }
 }
 
 impl Publish {
     fn end(&self, py: Python<'_>) {
-        if let State::Waiting { call, prepared, wait } = self.swap(State::Over) {
-            cancel(py, &call.core, &prepared, &wait);
+                if let State::Waiting(waiting) = self.swap(py, State::Over) {
+            cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait);
         }
     }
 }
 
 impl Drop for Publish {
     fn drop(&mut self) {
-        match self.swap(State::Over) {
-            State::Created(_) => Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish")),
-            State::Waiting { call, prepared, wait } => {
-                Python::attach(|py| cancel(py, &call.core, &prepared, &wait));
+        match std::mem::replace(self.state.get_mut(), State::Over) {
+            State::Created(_) => {
+                Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
+            }
+            State::Waiting(waiting) => {
+                Python::attach(|py| cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait));
             }
             _ => {}
         }
@@ -313,9 +373,13 @@ impl Drop for Publish {
 
 /// `EventBus.publish(event, data=None, *, ...)`, called with its arguments as they are.
 #[inline]
-pub fn publish<'py>(slf: &Bound<'py, PyAny>, arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+pub fn publish<'py>(
+    slf: &Bound<'py, PyAny>,
+    arguments: &Arguments<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = arguments.py();
-    let core = Bus::core_of(slf)?;
+    let bus = slf.cast::<Bus>()?;
+    bus.get().core()?;
     let mut event = arguments.get(0);
     let mut data = arguments.get(1);
     let mut options: Option<Box<Options>> = None;
@@ -337,7 +401,10 @@ pub fn publish<'py>(slf: &Bound<'py, PyAny>, arguments: &Arguments<'_, 'py>) -> 
                 )));
             }
             _ => {
-                let slot = options.get_or_insert_default().slot(name).ok_or_else(|| unexpected("publish", name))?;
+                let slot = options
+                    .get_or_insert_default()
+                    .slot(name)
+                    .ok_or_else(|| unexpected("publish", name))?;
                 if !value.is_none() {
                     *slot = Some(value.unbind());
                 }
@@ -345,21 +412,28 @@ pub fn publish<'py>(slf: &Bound<'py, PyAny>, arguments: &Arguments<'_, 'py>) -> 
         }
     }
     let Some(event) = event else {
-        return Err(PyTypeError::new_err("EventBus.publish() missing 1 required positional argument: 'event'"));
+        return Err(PyTypeError::new_err(
+            "EventBus.publish() missing 1 required positional argument: 'event'",
+        ));
     };
-    let call = Call {
-        core,
+    let call = Call { bus: bus.clone().unbind(),
         event: event.unbind(),
         data: data.map(Bound::unbind),
         options,
         // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-        origin: current::origin(),
+                origin: current::origin().map(Box::new),
     };
-    Ok(Bound::new(py, Publish { state: Mutex::new(State::Created(call)) })?.into_any())
+    Ok(Bound::new(py, Publish {
+            state: GilCell::new(State::Created(call)),
+        },
+    )?
+    .into_any())
 }
 
 fn unexpected(method: &str, name: &str) -> PyErr {
-    PyTypeError::new_err(format!("EventBus.{method}() got an unexpected keyword argument '{name}'"))
+    PyTypeError::new_err(format!(
+        "EventBus.{method}() got an unexpected keyword argument '{name}'"
+    ))
 }
 
 /// Publishes from any thread. Where a loop runs it never blocks.
@@ -372,7 +446,15 @@ pub fn publish_sync(
 ) -> PyResult<Receipt> {
     core.check_process(py)?;
     let origin = current::origin();
-    let prepared = prepare(py, core, event, data, Some(options), origin.as_ref(), clock::wall())?;
+    let prepared = prepare(
+        py,
+        core,
+        event,
+        data,
+        Some(options),
+        origin.as_ref(),
+        wall_at(monotonic_ns()),
+    )?;
     publish_prepared_sync(py, core, prepared, origin.as_ref())
 }
 
@@ -384,22 +466,26 @@ fn publish_prepared_sync(
     origin: Option<&Origin>,
 ) -> PyResult<Receipt> {
     let lane = lane_of(core, origin);
-    let patience = if super::ops::in_running_loop(py)? { Patience::None } else { Patience::Wait };
+    let patience = if super::ops::in_running_loop(py)? {
+        Patience::None
+    } else {
+        Patience::Wait
+    };
     let blocked = |wait: &mut dyn FnMut() -> PyResult<bool>| match origin {
         // A handler on a worker thread: another worker stands in meanwhile.
         Some(origin) => origin.core.pool().while_waiting(wait),
         None => wait(),
     };
     loop {
-        let now = core.now(py)?;
-        let mut route = prepared.route.clone();
-        let published =
-            core.bus.publish(&prepared.offer(py, lane)?, &mut route, prepared.key.as_ref(), patience, now);
-        prepared.route = route;
-        match published {
-            Published::Accepted(sequence) => return Ok(Receipt::accepted(core, prepared, sequence, false)),
-            Published::Held(sequence) => return Ok(Receipt::accepted(core, prepared, sequence, true)),
-            Published::Duplicate => return Ok(Receipt::of_duplicate(core, prepared)),
+                let now = core.now(py)?;
+        match prepared.publish(py, &core.bus, lane, patience, now)? {
+            Published::Accepted(sequence) => {
+                return Ok(Receipt::accepted(prepared, sequence, false));
+            }
+            Published::Held(sequence) => {
+                return Ok(Receipt::accepted(prepared, sequence, true));
+            }
+            Published::Duplicate => return Ok(Receipt::of_duplicate(prepared)),
             Published::Refused(error) => {
                 prepared.discard();
                 return Err(errors::engine(py, &error));
@@ -413,7 +499,7 @@ fn publish_prepared_sync(
                     return Err(error);
                 }
                 let sequence = ticket.sequence().expect("a ticket wakes when it is let in");
-                return Ok(Receipt::accepted(core, prepared, sequence, false));
+                return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {
                 prepared.discard();
@@ -451,7 +537,7 @@ fn prepare_all(
     origin: Option<&Origin>,
 ) -> PyResult<Vec<Prepared>> {
     let mut batch: Vec<Prepared> = Vec::with_capacity(events.len().unwrap_or(0));
-    let wall = clock::wall();
+    let wall = wall_at(monotonic_ns());
     for (index, item) in events.try_iter()?.enumerate() {
         let prepared = item.and_then(|item| prepare_item(py, core, &item, shared, origin, wall));
         match prepared {
@@ -476,7 +562,10 @@ fn prepare_item(
     if item.is_instance_of::<PyEvent>() {
         return prepare(py, core, item, None, shared, origin, wall);
     }
-    let parts = item.cast::<PyTuple>().ok().filter(|parts| matches!(parts.len(), 2 | 3));
+    let parts = item
+        .cast::<PyTuple>()
+        .ok()
+        .filter(|parts| matches!(parts.len(), 2 | 3));
     let Some(parts) = parts else {
         core.bus.count_rejected();
         return Err(Error::InvalidEvent.new(
@@ -492,13 +581,21 @@ fn prepare_item(
     let own = parts.get_item(2)?;
     let own = own.cast::<PyDict>().map_err(|_| {
         core.bus.count_rejected();
-        Error::InvalidOption.new(py, "options", "the third of (type, data, options) must be a dict of publish options")
+        Error::InvalidOption.new(
+            py,
+            "options",
+            "the third of (type, data, options) must be a dict of publish options",
+        )
     })?;
     let options = options_of(py, own, shared).inspect_err(|_| core.bus.count_rejected())?;
     prepare(py, core, &event, Some(&data), Some(&options), origin, wall)
 }
 
-fn options_of(py: Python<'_>, own: &Bound<'_, PyDict>, shared: Option<&Options>) -> PyResult<Options> {
+fn options_of(
+    py: Python<'_>,
+    own: &Bound<'_, PyDict>,
+    shared: Option<&Options>,
+) -> PyResult<Options> {
     let clone = |value: &Option<Py<PyAny>>| value.as_ref().map(|value| value.clone_ref(py));
     let mut options = shared.map_or_else(Options::default, |shared| Options {
         priority: clone(&shared.priority),
@@ -528,7 +625,12 @@ struct Batch {
 impl Batch {
     fn new(core: Arc<Core>, origin: Option<Origin>, batch: Vec<Prepared>) -> Self {
         let receipts = Vec::with_capacity(batch.len());
-        Self { core, origin, rest: batch.into_iter(), receipts }
+        Self {
+            core,
+            origin,
+            rest: batch.into_iter(),
+            receipts,
+        }
     }
 
     /// Admits events of one type without keys under one lock, as far as there is room, for
@@ -539,8 +641,15 @@ impl Batch {
             if first.key.is_some() {
                 return Ok(true);
             }
-            let same = |other: &&Prepared| other.key.is_none() && Arc::ptr_eq(&other.route, &first.route);
-            let length = self.rest.as_slice().iter().take(RUN).take_while(same).count();
+            let same =
+                |other: &&Prepared| other.key.is_none() && Arc::ptr_eq(&other.route, &first.route);
+            let length = self
+                .rest
+                .as_slice()
+                .iter()
+                .take(RUN)
+                .take_while(same)
+                .count();
             let lane = lane_of(&self.core, self.origin.as_ref());
             let now = self.core.now(py)?;
             let mut route = first.route.clone();
@@ -558,7 +667,10 @@ impl Batch {
                 if !Arc::ptr_eq(&prepared.route, &route) {
                     prepared.route = route.clone();
                 }
-                self.receipts.push(Receipt::accepted(&self.core, prepared, admitted.first + at as u64, admitted.held));
+                self.receipts.push(Receipt::accepted(prepared,
+                    admitted.first + at as u64,
+                    admitted.held,
+                ));
             }
             if admitted.refused {
                 return Ok(true);
@@ -581,7 +693,8 @@ impl Batch {
     /// An error in the middle of a batch: it tells what was accepted before.
     fn broken(&mut self, py: Python<'_>, error: PyErr) -> PyErr {
         self.discard_rest();
-        let told = Bound::new(py, self.finish()).and_then(|receipt| error.value(py).setattr("receipt", receipt));
+        let told = Bound::new(py, self.finish())
+            .and_then(|receipt| error.value(py).setattr("receipt", receipt));
         told.err().unwrap_or(error)
     }
 }
@@ -593,7 +706,12 @@ pub struct PublishMany {
 }
 
 enum ManyState {
-    Created { core: Arc<Core>, events: Py<PyAny>, options: Box<Options>, origin: Option<Origin> },
+    Created {
+        core: Arc<Core>,
+        events: Py<PyAny>,
+        options: Box<Options>,
+        origin: Option<Origin>,
+    },
     Going(Batch),
     Waiting(Batch, Prepared, Wait),
     Running,
@@ -622,7 +740,9 @@ impl PublishMany {
                 return Ok(Sent::Yielded(py.None().into_bound(py)));
             }
             // One that has a key, or found no room: alone, as `publish` would.
-            let Some(prepared) = batch.rest.next() else { continue };
+            let Some(prepared) = batch.rest.next() else {
+                continue;
+            };
             if let Some(sent) = self.single(py, &mut batch, prepared)? {
                 let (prepared, wait) = sent;
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
@@ -633,15 +753,25 @@ impl PublishMany {
         }
     }
 
-    fn single(&self, py: Python<'_>, batch: &mut Batch, mut prepared: Prepared) -> PyResult<Option<(Prepared, Wait)>> {
+    fn single(
+        &self,
+        py: Python<'_>,
+        batch: &mut Batch,
+        mut prepared: Prepared,
+    ) -> PyResult<Option<(Prepared, Wait)>> {
         let lane = lane_of(&batch.core, batch.origin.as_ref());
-        match attempt(py, &batch.core, &mut prepared, lane) {
+        let now = batch.core.now(py)?;
+        match attempt(py, &batch.core, &mut prepared, lane, now) {
             Ok(Attempt::Accepted { sequence, held }) => {
-                batch.receipts.push(Receipt::accepted(&batch.core, prepared, sequence, held));
+                batch
+                    .receipts
+                    .push(Receipt::accepted(prepared, sequence, held));
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
-                batch.receipts.push(Receipt::of_duplicate(&batch.core, prepared));
+                batch
+                    .receipts
+                    .push(Receipt::of_duplicate(prepared));
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),
@@ -665,22 +795,39 @@ impl Coroutine for PublishMany {
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let stepped = match this.swap(ManyState::Running) {
-            ManyState::Created { core, events, options, origin } => core
+            ManyState::Created {
+                core,
+                events,
+                options,
+                origin,
+            } => core
                 .check_process(py)
-                .and_then(|()| prepare_all(py, &core, events.bind(py), Some(&options), origin.as_ref()))
+                .and_then(|()| {
+                    prepare_all(py, &core, events.bind(py), Some(&options), origin.as_ref())
+                })
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
                 Wait::Room { ticket, future } => match ticket.sequence() {
                     Some(sequence) => {
-                        prepared.route = batch.core.bus.route(prepared.event.payload.type_.bind(py).to_str()?);
-                        batch.receipts.push(Receipt::accepted(&batch.core, prepared, sequence, false));
+                        prepared.route = batch
+                            .core
+                            .bus
+                            .route(prepared.event.payload.type_.bind(py).to_str()?);
+                        batch.receipts.push(Receipt::accepted(prepared,
+                            sequence,
+                            false,
+                        ));
                         this.advance(py, batch)
                     }
                     None => {
                         let again = future.clone_ref(py).into_bound(py);
                         block_on(&again)?;
-                        this.swap(ManyState::Waiting(batch, prepared, Wait::Room { ticket, future }));
+                        this.swap(ManyState::Waiting(
+                            batch,
+                            prepared,
+                            Wait::Room { ticket, future },
+                        ));
                         Ok(Sent::Yielded(again))
                     }
                 },
@@ -753,7 +900,9 @@ impl PublishMany {
     #[getter]
     fn cr_await(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         match &*lock(&self.state) {
-            ManyState::Waiting(_, _, Wait::Room { future, .. } | Wait::Key { future }) => Some(future.clone_ref(py)),
+            ManyState::Waiting(_, _, Wait::Room { future, .. } | Wait::Key { future }) => {
+                Some(future.clone_ref(py))
+            }
             _ => None,
         }
     }
@@ -779,14 +928,20 @@ impl Drop for PublishMany {
         if matches!(*lock(&self.state), ManyState::Created { .. }) {
             Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish_many"));
         }
-        if matches!(*lock(&self.state), ManyState::Waiting(..) | ManyState::Going(_)) {
+        if matches!(
+            *lock(&self.state),
+            ManyState::Waiting(..) | ManyState::Going(_)
+        ) {
             Python::attach(|py| self.end(py));
         }
     }
 }
 
 /// `EventBus.publish_many(events, /, *, ...)`.
-pub fn publish_many<'py>(slf: &Bound<'py, PyAny>, arguments: &Arguments<'_, 'py>) -> PyResult<Bound<'py, PyAny>> {
+pub fn publish_many<'py>(
+    slf: &Bound<'py, PyAny>,
+    arguments: &Arguments<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = arguments.py();
     let core = Bus::core_of(slf)?;
     let (Some(events), 1) = (arguments.get(0), arguments.len()) else {
@@ -796,9 +951,19 @@ pub fn publish_many<'py>(slf: &Bound<'py, PyAny>, arguments: &Arguments<'_, 'py>
         )));
     };
     let options = many_options(arguments)?;
-    let state =
-        ManyState::Created { core, events: events.unbind(), options: Box::new(options), origin: current::origin() };
-    Ok(Bound::new(py, PublishMany { state: Mutex::new(state) })?.into_any())
+    let state = ManyState::Created {
+        core,
+        events: events.unbind(),
+        options: Box::new(options),
+        origin: current::origin(),
+    };
+    Ok(Bound::new(
+        py,
+        PublishMany {
+            state: Mutex::new(state),
+        },
+    )?
+    .into_any())
 }
 
 fn many_options(arguments: &Arguments<'_, '_>) -> PyResult<Options> {
@@ -806,7 +971,9 @@ fn many_options(arguments: &Arguments<'_, '_>) -> PyResult<Options> {
     for (name, value) in arguments.keywords() {
         let name = name.cast_into::<PyString>()?;
         // One key for all would make all but the first a duplicate.
-        let slot = options.slot(name.to_str()?).filter(|_| name != "idempotency_key");
+        let slot = options
+            .slot(name.to_str()?)
+            .filter(|_| name != "idempotency_key");
         let slot = slot.ok_or_else(|| unexpected("publish_many", &name.to_string_lossy()))?;
         *slot = (!value.is_none()).then(|| value.unbind());
     }
@@ -830,11 +997,12 @@ pub fn publish_many_sync(
             Ok(false) => return Ok(batch.finish()),
             Err(error) => return Err(batch.broken(py, error)),
         }
-        let Some(prepared) = batch.rest.next() else { continue };
+        let Some(prepared) = batch.rest.next() else {
+            continue;
+        };
         match publish_prepared_sync(py, core, prepared, origin.as_ref()) {
             Ok(receipt) => batch.receipts.push(receipt),
             Err(error) => return Err(batch.broken(py, error)),
         }
     }
 }
-

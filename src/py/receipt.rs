@@ -1,6 +1,6 @@
 //! What a publisher gets: the number of its event, and the way to learn what becomes of it.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::intern;
@@ -20,9 +20,8 @@ use crate::engine::settlement::Outcome;
 /// The bus's answer to a publish.
 ///
 /// Immutable, and safe to use from any thread. It keeps the event's payload alive.
-#[pyclass(frozen, module = "ironbus", freelist = 256)]
+#[pyclass(frozen, module = "ironbus")]
 pub struct Receipt {
-    core: Weak<Core>,
     event: Event,
     /// None while the event is kept for the start: its lanes are not known yet.
     route: Option<Arc<Route<PyOps>>>,
@@ -32,20 +31,31 @@ pub struct Receipt {
 impl Receipt {
     /// For an event that was accepted under a number.
     #[inline]
-    pub fn accepted(core: &Arc<Core>, prepared: Prepared, sequence: u64, held: bool) -> Self {
+    pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
         let route = (!held).then_some(prepared.route);
-        Self { core: Arc::downgrade(core), event: prepared.event, route, sequence }
+        Self {
+            
+            event: prepared.event,
+            route,
+            sequence,
+        }
     }
 
     /// For an event that was accepted before.
-    pub fn of_duplicate(core: &Arc<Core>, prepared: Prepared) -> Self {
+    pub fn of_duplicate(prepared: Prepared) -> Self {
         prepared.discard();
-        Self { core: Arc::downgrade(core), event: prepared.event, route: None, sequence: 0 }
+        Self {
+            
+            event: prepared.event,
+            route: None,
+            sequence: 0,
+        }
     }
 
     fn is_over(&self, cascade: bool) -> bool {
         self.sequence == 0
-            || (self.event.settled() && (!cascade || self.event.tree().is_none_or(|tree| tree.settled())))
+            || (self.event.settled()
+                && (!cascade || self.event.tree().is_none_or(|tree| tree.settled())))
     }
 
     fn register(&self, cascade: bool, waker: Waker) -> Result<(), Waker> {
@@ -61,7 +71,12 @@ impl Receipt {
     fn lanes(&self) -> Vec<PyLane> {
         let route = self.route.clone().or_else(|| self.event.route());
         route.map_or_else(Vec::new, |route| {
-            route.lanes.iter().filter(|lane| !lane.options.passive).cloned().collect()
+            route
+                .lanes
+                .iter()
+                .filter(|lane| !lane.options.passive)
+                .cloned()
+                .collect()
         })
     }
 }
@@ -98,18 +113,32 @@ impl Receipt {
     #[pyo3(signature = (*, cascade=false))]
     fn settled<'py>(slf: &Bound<'py, Self>, cascade: bool) -> PyResult<Bound<'py, PyAny>> {
         static SETTLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        SETTLED.import(slf.py(), "ironbus._waiting", "settled")?.call1((slf, cascade))
+        SETTLED
+            .import(slf.py(), "ironbus._waiting", "settled")?
+            .call1((slf, cascade))
     }
 
     /// The same as :meth:`settled` for threads; raises :class:`ironbus.errors.Unsettled` after
     /// `timeout` seconds. Not for use on a thread that runs an event loop.
     #[pyo3(signature = (timeout=None, *, cascade=false))]
-    fn wait<'py>(slf: &Bound<'py, Self>, timeout: Option<f64>, cascade: bool) -> PyResult<Bound<'py, PyAny>> {
+    fn wait<'py>(
+        slf: &Bound<'py, Self>,
+        timeout: Option<f64>,
+        cascade: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
         let limit = match timeout {
             None => None,
-            Some(timeout) if timeout >= 0.0 => Some(Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX)),
-            Some(_) => return Err(Error::InvalidOption.new(py, "timeout", "timeout must be None or seconds, not negative")),
+            Some(timeout) if timeout >= 0.0 => {
+                Some(Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX))
+            }
+            Some(_) => {
+                return Err(Error::InvalidOption.new(
+                    py,
+                    "timeout",
+                    "timeout must be None or seconds, not negative",
+                ));
+            }
         };
         if super::ops::in_running_loop(py)? && !this.is_over(cascade) {
             return Err(Error::WouldDeadlock.new(
@@ -122,7 +151,10 @@ impl Receipt {
         let started = std::time::Instant::now();
         while !this.is_over(cascade) {
             let signal = Arc::new(Signal::default());
-            if this.register(cascade, Waker::Thread(signal.clone())).is_err() {
+            if this
+                .register(cascade, Waker::Thread(signal.clone()))
+                .is_err()
+            {
                 continue;
             }
             let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
@@ -144,12 +176,19 @@ impl Receipt {
     }
 
     /// A future of the running loop that is done when it is worth looking again; None if it is over.
-    fn _settlement_future<'py>(&self, py: Python<'py>, cascade: bool) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn _settlement_future<'py>(
+        &self,
+        py: Python<'py>,
+        cascade: bool,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         if self.is_over(cascade) {
             return Ok(None);
         }
         let (waker, future) = FutureWaker::new(py)?;
-        Ok(self.register(cascade, Waker::Future(waker)).is_ok().then_some(future))
+        Ok(self
+            .register(cascade, Waker::Future(waker))
+            .is_ok()
+            .then_some(future))
     }
 
     fn _is_over(&self, cascade: bool) -> bool {
@@ -173,7 +212,9 @@ impl Receipt {
             outcomes.set_item(&lane.handler.name, intern!(py, "done"))?;
         }
         for (id, outcome) in this.event.outcomes() {
-            let Some(lane) = lanes.iter().find(|lane| lane.id == id) else { continue };
+            let Some(lane) = lanes.iter().find(|lane| lane.id == id) else {
+                continue;
+            };
             let text = match &outcome {
                 Outcome::Done => intern!(py, "done"),
                 Outcome::Dead(error) => {
@@ -186,31 +227,40 @@ impl Receipt {
             };
             outcomes.set_item(&lane.handler.name, text)?;
         }
-        SETTLEMENT.import(py, "ironbus._waiting", "Settlement")?.call1((slf, outcomes, failures.to_tuple()))
+        SETTLEMENT
+            .import(py, "ironbus._waiting", "Settlement")?
+            .call1((slf, outcomes, failures.to_tuple()))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let id = self.event_id(py).repr()?;
         Ok(match self.sequence() {
             Some(sequence) => {
-                format!("Receipt(event_id={id}, sequence={sequence}, durability='memory', duplicate=False)")
+                format!(
+                    "Receipt(event_id={id}, sequence={sequence}, durability='memory', duplicate=False)"
+                )
             }
-            None => format!("Receipt(event_id={id}, sequence=None, durability='memory', duplicate=True)"),
+            None => format!(
+                "Receipt(event_id={id}, sequence=None, durability='memory', duplicate=True)"
+            ),
         })
     }
 }
 
 impl Receipt {
     fn guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
-        let Some(core) = self.core.upgrade() else { return Ok(None) };
-        let Some(origin) = current::origin().filter(|origin| Arc::ptr_eq(&origin.core, &core)) else {
-            return Ok(None);
-        };
         if self.is_over(true) {
             return Ok(None);
         }
-        let wait = core.bus.begin_wait(origin.lane, self.lanes()).map_err(|error| super::errors::engine(py, &error))?;
-        Ok(Some(Guard { core, wait }))
+        let Some(origin) = current::origin() else { return Ok(None) };
+        let lanes = self.lanes();
+        // A receipt of another bus: that one cannot wait for this handler.
+        if !lanes.iter().any(|lane| origin.core.owns(lane)) {
+            return Ok(None);
+        }
+        let wait = origin.core.bus.begin_wait(origin.lane, lanes);
+        let wait = wait.map_err(|error| super::errors::engine(py, &error))?;
+        Ok(Some(Guard { core: origin.core, wait }))
     }
 }
 
@@ -245,7 +295,10 @@ impl BatchReceipt {
     /// How many events were accepted.
     #[getter]
     fn accepted(&self) -> usize {
-        self.receipts.iter().filter(|receipt| receipt.sequence != 0).count()
+        self.receipts
+            .iter()
+            .filter(|receipt| receipt.sequence != 0)
+            .count()
     }
 
     /// How many were duplicates.
@@ -268,7 +321,6 @@ impl BatchReceipt {
             receipts.append(Bound::new(
                 py,
                 Receipt {
-                    core: receipt.core.clone(),
                     event: receipt.event.clone(),
                     route: receipt.route.clone(),
                     sequence: receipt.sequence,
@@ -283,6 +335,10 @@ impl BatchReceipt {
     }
 
     fn __repr__(&self) -> String {
-        format!("BatchReceipt(accepted={}, duplicates={})", self.accepted(), self.duplicates())
+        format!(
+            "BatchReceipt(accepted={}, duplicates={})",
+            self.accepted(),
+            self.duplicates()
+        )
     }
 }

@@ -7,9 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyString};
 
 use super::identity::Identity;
-
-/// 0 is the most urgent, 3 the least.
-pub type Priority = u8;
+use crate::engine::priority::Priority;
 
 /// When the event was made.
 pub enum Stamp {
@@ -93,7 +91,9 @@ impl Record {
     /// The publisher's context, if handlers run in it.
     #[inline]
     pub fn context(&self) -> Option<&Py<PyAny>> {
-        self.extras.as_ref().and_then(|extras| extras.context.as_ref())
+        self.extras
+            .as_ref()
+            .and_then(|extras| extras.context.as_ref())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::core::Core;
-use super::current::{self, Active};
+use super::current::{self, Active, Runner};
 use super::event::Event;
 use super::failure::{self, Kind};
 use super::native::{self, Sent};
@@ -67,31 +67,26 @@ pub enum Input<'py> {
 #[inline]
 pub fn begin(
     py: Python<'_>,
-    core: &Arc<Core>,
-    lane: &PyLane,
+    runner: Runner,
     entry: Entry<PyOps>,
-    slot: u64,
     now: u64,
     base: &Py<PyAny>,
     steps: bool,
-) -> Progress {
-    let handler = &lane.handler;
-    let prepared = (|| {
-        let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
-        let event =
-            Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, deadline)?;
-        let base = entry.event.payload.context().filter(|_| handler.publisher_context).unwrap_or(base);
-        Ok((event, native::copy_context(py, Some(base))?))
-    })();
-    let (event, context) = match prepared {
+) -> (Runner, Progress) {
+    let (event, context) = match prepare(py, &runner.lane, &entry, now, base) {
         Ok(prepared) => prepared,
-        Err(error) => return Progress::Ended(entry, end(py, error, false)),
+        Err(error) => return (runner, Progress::Ended(entry, end(py, error, false))),
     };
-    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
+    // The lane itself goes with the delivery.
+    let handler = &runner.lane.handler;
+    let callable = handler.callable.clone_ref(py);
+    let filter = handler.filter.as_ref().map(|filter| filter.clone_ref(py));
+    let given = event.clone_ref(py);
+    let active = Active { runner, entry, event };
     let (active, called) = current::during(active, || {
-        native::in_context(&context, || call(py, lane, current::event(py).as_ref(), steps)).and_then(|called| called)
+        native::in_context(&context, || call(py, filter, &callable, given, steps)).and_then(|called| called)
     });
-    let Active { entry, event, .. } = active;
+    let Active { runner, entry, event } = active;
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
@@ -102,11 +97,11 @@ pub fn begin(
                 Ok(_) => End::Outcome(Outcome::Done),
                 Err(error) => end(py, error, false),
             };
-            return Progress::Ended(entry, end);
+            return (runner, Progress::Ended(entry, end));
         }
     };
     let job = Box::new(Job {
-        lane: lane.clone(),
+        lane: runner.lane.clone(),
         entry,
         event,
         context: context.unbind(),
@@ -115,10 +110,27 @@ pub fn begin(
         timed_out: false,
         recalled: false,
     });
-    match yielded {
+    let progress = match yielded {
         Some(yielded) => Progress::Suspended(job, yielded.unbind()),
         None => Progress::Awaitable(job),
-    }
+    };
+    (runner, progress)
+}
+
+/// What a handler is given: its event and its context.
+#[inline]
+fn prepare<'py>(
+    py: Python<'py>,
+    lane: &PyLane,
+    entry: &Entry<PyOps>,
+    now: u64,
+    base: &Py<PyAny>,
+) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
+    let (handler, record) = (&lane.handler, &entry.event.payload);
+    let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
+    let event = Event::deliver(py, record, entry.sequence, entry.attempt, &handler.name, deadline)?;
+    let own = record.context().filter(|_| handler.publisher_context);
+    Ok((event, native::copy_context(py, Some(own.unwrap_or(base)))?))
 }
 
 enum Called<'py> {
@@ -129,18 +141,25 @@ enum Called<'py> {
 }
 
 #[inline]
-fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: bool) -> PyResult<Called<'py>> {
-    let event = event.expect("the delivery is under way");
-    if let Some(filter) = &lane.handler.filter
-        && !filter.bind(py).call1((event,))?.is_truthy()?
+fn call<'py>(
+    py: Python<'py>,
+    filter: Option<Py<PyAny>>,
+    callable: &Py<PyAny>,
+    event: Py<PyAny>,
+    steps: bool,
+) -> PyResult<Called<'py>> {
+    if let Some(filter) = filter
+        && !filter.bind(py).call1((&event,))?.is_truthy()?
     {
         return Ok(Called::Filtered);
     }
-    let result = lane.handler.callable.bind(py).call1((event,))?;
+    let result = callable.bind(py).call1((event,))?;
     if result.is_none() {
         return Ok(Called::Done);
     }
-    let Some(iterator) = native::awaitable_iterator(&result)? else { return Ok(Called::Done) };
+    let Some(iterator) = native::awaitable_iterator(&result)? else {
+        return Ok(Called::Done);
+    };
     if !steps {
         return Ok(Called::Awaitable(iterator));
     }
@@ -151,31 +170,37 @@ fn call<'py>(py: Python<'py>, lane: &PyLane, event: Option<&Py<PyAny>>, steps: b
 }
 
 /// Steps a suspended handler.
-pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Box<Job>, slot: u64, input: Input<'_>) -> Progress {
+pub fn resume(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    job: Box<Job>,
+    slot: u64,
+    input: Input<'_>,
+) -> Progress {
     let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
-    let active = Active { core: core.clone(), lane: lane.clone(), entry, event, slot };
-    let (active, stepped) = current::during(active, || {
+    let runner = Runner { core: core.clone(), lane, slot };
+    let (active, stepped) = current::during(Active { runner, entry, event }, || {
         native::in_context(context.bind(py), || match input {
             Input::Value(value) => native::send(iterator.bind(py), value),
             Input::Error(error) => throw(iterator.bind(py), error),
         })
         .and_then(|stepped| stepped)
     });
-    let Active { entry, event, .. } = active;
+    let Active { runner: Runner { lane, .. }, entry, event } = active;
     match stepped {
-        Ok(Sent::Returned(_)) => {
-            Event::recycle(py, event);
-            Progress::Ended(entry, End::Outcome(Outcome::Done))
-        }
         Ok(Sent::Yielded(yielded)) => {
             let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
             Progress::Suspended(Box::new(job), yielded.unbind())
         }
+        Ok(Sent::Returned(_)) => {
+            Event::recycle(py, event);
+            Progress::Ended(entry, End::Outcome(Outcome::Done))
+        }
         Err(error) => {
-            let limit = lane.handler.timeout.filter(|_| timed_out).map(|limit| limit as f64 / 1e9);
+            let limit = lane.handler.timeout.filter(|_| timed_out && !recalled);
             let end = match (limit, failure::kind(py, &error)) {
-                (Some(limit), Kind::Cancelled) if !recalled => {
-                    let late = failure::timed_out(py, limit);
+                (Some(limit), Kind::Cancelled) => {
+                    let late = failure::timed_out(limit as f64 / 1e9);
                     late.set_cause(py, Some(error));
                     End::Outcome(Outcome::Dead(Arc::new(late)))
                 }
@@ -249,8 +274,18 @@ pub fn with_token(
 ) -> Option<Next<PyOps>> {
     let handler = &lane.handler;
     let token = (|| {
-        let order_by = handler.order_by.as_ref().expect("only such lanes ask for it");
-        let event = Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, None)?;
+        let order_by = handler
+            .order_by
+            .as_ref()
+            .expect("only such lanes ask for it");
+        let event = Event::deliver(
+            py,
+            &entry.event.payload,
+            entry.sequence,
+            entry.attempt,
+            &handler.name,
+            None,
+        )?;
         order_by.bind(py).call1((event,))?.hash()
     })();
     match token {
@@ -260,7 +295,14 @@ pub fn with_token(
             let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
             let next = core.bus.with_token(lane, entry, alone, now)?;
             failure::log(py, lane, &next.entry, &error);
-            core.bus.finish(lane, &next.entry, Outcome::Dead(Arc::new(error)), None, true, now)
+            core.bus.finish(
+                lane,
+                &next.entry,
+                Outcome::Dead(Arc::new(error)),
+                None,
+                true,
+                now,
+            )
         }
     }
 }

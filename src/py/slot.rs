@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
+use super::current::Runner;
 use super::event_loop::{Home, Work};
 use super::native::{self, Coroutine, Sent};
 use super::ops::{PyLane, PyOps, block_on};
@@ -73,7 +74,9 @@ impl Slot {
         options.set_item("name", format!("ironbus-slot-{id}"))?;
         options.set_item("context", context)?;
         // Made directly: a task factory of the program's might start it at once, or elsewhere.
-        let task = TASK.import(py, "asyncio", "Task")?.call((&slot,), Some(&options))?;
+        let task = TASK
+            .import(py, "asyncio", "Task")?
+            .call((&slot,), Some(&options))?;
         let cancelling = task.getattr(intern!(py, "cancelling"))?.unbind();
         lock(&home.tasks).insert(id, task.clone().unbind());
         let set = slot.get().task.set((task.unbind(), cancelling));
@@ -87,7 +90,9 @@ impl Slot {
             State::Suspended(job) => job.recalled = true,
             _ => return Ok(()),
         }
-        self.task().call_method0(py, intern!(py, "cancel")).map(drop)
+        self.task()
+            .call_method0(py, intern!(py, "cancel"))
+            .map(drop)
     }
 
     fn task(&self) -> &Py<PyAny> {
@@ -108,9 +113,10 @@ impl Slot {
         let (py, this) = (slf.py(), slf.get());
         let core = &this.home.core;
         let ring = &core.event_loop().ring;
-        let mut now = this.now(py)?;
-        let turn_over = monotonic_ns() + TURN;
-        core.turn_was_given(now);
+        let mut machine = monotonic_ns();
+        let mut now = core.clock.at(py, machine)?;
+        let turn_over = machine + TURN;
+        core.turn_was_given(machine);
         loop {
             if this.home.stopping.load(Ordering::Relaxed) {
                 return this.leave(py);
@@ -138,38 +144,48 @@ impl Slot {
                             this.finish(py, &lane, entry, end, started, false, now)?;
                             continue;
                         }
-                        Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
+                        Progress::Suspended(job, yielded) => {
+                            return Self::suspend(slf, job, yielded);
+                        }
                         Progress::Awaitable(_) => unreachable!("it was stepped"),
                     }
                 }
             };
-            let mut next = core.bus.take(&lane, now);
+                        let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner { core: core.clone(), lane, slot: this.id };
             let mut in_a_row = 0;
-            while let Some(Next { entry, token_wanted }) = next {
+            while let Some(Next {
+                entry,
+                token_wanted,
+            }) = next
+            {
                 if token_wanted {
-                    next = run::with_token(py, core, &lane, entry, now);
+                    next = run::with_token(py, core, &runner.lane, entry, now);
                     continue;
                 }
                 in_a_row += 1;
                 let started = now;
-                match run::begin(py, core, &lane, entry, this.id, now, &this.home.context, true) {
+                                let progress;
+                (runner, progress) = run::begin(py, runner, entry, now, &this.home.context, true);
+                match progress {
                     Progress::Ended(entry, end) => {
-                        now = this.now(py)?;
+                        machine = monotonic_ns();
+                        now = core.clock.at(py, machine)?;
                         if let Some(absorb) = this.clean_up(py)? {
-                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            this.finish(py, &runner.lane, entry, end, started, false, now)?;
                             this.set(State::Absorbing);
                             return Ok(Sent::Yielded(absorb));
                         }
-                        let proceed = now < turn_over
+                        let proceed = machine < turn_over
                             && (in_a_row < QUANTUM || ring.is_empty())
                             && !this.home.stopping.load(Ordering::Relaxed);
-                        next = this.finish(py, &lane, entry, end, started, proceed, now)?;
+                        next = this.finish(py, &runner.lane, entry, end, started, proceed, now)?;
                     }
                     Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
                     Progress::Awaitable(_) => unreachable!("it was stepped"),
                 }
             }
-            if now >= turn_over && !ring.is_empty() {
+            if machine >= turn_over && !ring.is_empty() {
                 this.set(State::Serving);
                 return Ok(Sent::Yielded(py.None().into_bound(py)));
             }
@@ -198,7 +214,11 @@ impl Slot {
     }
 
     /// Keeps the handler's place and hands up what it waits for; another slot goes on.
-    fn suspend<'py>(slf: &Bound<'py, Self>, job: Box<Job>, yielded: Py<PyAny>) -> PyResult<Sent<'py>> {
+    fn suspend<'py>(
+        slf: &Bound<'py, Self>,
+        job: Box<Job>,
+        yielded: Py<PyAny>,
+    ) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         this.keep(slf, job)?;
         this.pass_on(py)?;
@@ -206,7 +226,11 @@ impl Slot {
     }
 
     fn keep(&self, slf: &Bound<'_, Self>, job: Box<Job>) -> PyResult<()> {
-        let timeout = job.lane.handler.timeout.map(|timeout| (job.started + timeout, job.timed_out));
+        let timeout = job
+            .lane
+            .handler
+            .timeout
+            .map(|timeout| (job.started + timeout, job.timed_out));
         self.set(State::Suspended(job));
         lock(&self.home.suspended).insert(self.id, slf.clone().unbind());
         match timeout {
@@ -218,16 +242,28 @@ impl Slot {
     /// Serves no more; another slot does, now or when there is something to do.
     fn pass_on(&self, py: Python<'_>) -> PyResult<()> {
         let ring = &self.home.core.event_loop().ring;
-        if self.home.stopping.load(Ordering::Relaxed) || ring.arm() { Ok(()) } else { self.home.rouse(py) }
+        if self.home.stopping.load(Ordering::Relaxed) || ring.arm() {
+            Ok(())
+        } else {
+            self.home.rouse(py)
+        }
     }
 
     /// Sleeps if there is nothing to do.
     fn rest<'py>(slf: &Bound<'py, Self>) -> PyResult<Rest<'py>> {
         let (py, this) = (slf.py(), slf.get());
         if lock(&this.home.idle).len() >= IDLE_SLOTS {
-            return Ok(if this.home.core.event_loop().ring.arm() { Rest::End } else { Rest::Again });
+            return Ok(if this.home.core.event_loop().ring.arm() {
+                Rest::End
+            } else {
+                Rest::Again
+            });
         }
-        let future = this.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        let future = this
+            .home
+            .event_loop
+            .bind(py)
+            .call_method0(intern!(py, "create_future"))?;
         block_on(&future)?;
         if !this.home.core.event_loop().ring.arm() {
             return Ok(Rest::Again);
@@ -263,7 +299,11 @@ impl Slot {
     #[inline]
     fn clean_up<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let (_, cancelling) = self.task.get().expect("a slot is stepped by its task");
-        if cancelling.bind(py).call0()?.is_truthy()? { self.absorb(py) } else { Ok(None) }
+        if cancelling.bind(py).call0()?.is_truthy()? {
+            self.absorb(py)
+        } else {
+            Ok(None)
+        }
     }
 
     #[cold]
@@ -273,7 +313,11 @@ impl Slot {
         if !task.getattr(intern!(py, "_must_cancel"))?.is_truthy()? {
             return Ok(None);
         }
-        let future = self.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        let future = self
+            .home
+            .event_loop
+            .bind(py)
+            .call_method0(intern!(py, "create_future"))?;
         block_on(&future)?;
         Ok(Some(future))
     }
@@ -331,7 +375,11 @@ impl Slot {
         if lock(&this.home.idle).len() >= IDLE_SLOTS {
             return this.leave(py);
         }
-        let future = this.home.event_loop.bind(py).call_method0(intern!(py, "create_future"))?;
+        let future = this
+            .home
+            .event_loop
+            .bind(py)
+            .call_method0(intern!(py, "create_future"))?;
         block_on(&future)?;
         this.set(State::Idle);
         lock(&this.home.idle).push((slf.clone().unbind(), future.clone().unbind()));
@@ -347,7 +395,11 @@ impl Slot {
         }
         let left = deadline.saturating_sub(this.now(py)?) as f64 / 1e9;
         let on_timer = slf.getattr(intern!(py, "_on_timer"))?;
-        let timer = this.home.event_loop.bind(py).call_method1(intern!(py, "call_later"), (left, on_timer))?;
+        let timer = this
+            .home
+            .event_loop
+            .bind(py)
+            .call_method1(intern!(py, "call_later"), (left, on_timer))?;
         *lock(&this.timer) = Some(timer.unbind());
         Ok(())
     }
@@ -406,7 +458,8 @@ impl Slot {
         let this = slf.get();
         let state = std::mem::replace(&mut *lock(&this.state), State::Away);
         if let State::Suspended(job) = state {
-            job.iterator.call_method0(slf.py(), intern!(slf.py(), "close"))?;
+            job.iterator
+                .call_method0(slf.py(), intern!(slf.py(), "close"))?;
             let now = this.now(slf.py())?;
             this.home.core.bus.put_back(&job.lane, job.entry, now);
         }
@@ -466,7 +519,12 @@ impl Slot {
         drop(timer);
         let now = this.now(py)?;
         let again = match &mut *lock(&this.state) {
-            State::Suspended(job) => match job.lane.handler.timeout.map(|timeout| job.started + timeout) {
+            State::Suspended(job) => match job
+                .lane
+                .handler
+                .timeout
+                .map(|timeout| job.started + timeout)
+            {
                 Some(deadline) if deadline > now => Some(deadline),
                 Some(_) if !job.timed_out && !job.recalled => {
                     job.timed_out = true;
@@ -478,7 +536,10 @@ impl Slot {
         };
         match again {
             Some(deadline) => Self::watch(slf, deadline),
-            None => this.task().call_method0(py, intern!(py, "cancel")).map(drop),
+            None => this
+                .task()
+                .call_method0(py, intern!(py, "cancel"))
+                .map(drop),
         }
     }
 }

@@ -46,7 +46,13 @@ pub struct StreamSource {
 impl StreamSource {
     /// For a lane whose seat is a stream's.
     pub fn new(core: &Arc<Core>, lane: PyLane, subscription: u64, name: Py<PyString>) -> Self {
-        Self { core: Arc::downgrade(core), lane, subscription, name, closed: Default::default() }
+        Self {
+            core: Arc::downgrade(core),
+            lane,
+            subscription,
+            name,
+            closed: Default::default(),
+        }
     }
 
     fn seat(&self) -> &StreamSeat {
@@ -57,15 +63,26 @@ impl StreamSource {
     }
 
     fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let Some(core) = self.core.upgrade() else { return Ok(None) };
+        let Some(core) = self.core.upgrade() else {
+            return Ok(None);
+        };
         let now = core.now(py)?;
         self.seat().scheduled.store(false, Ordering::Release);
-        let Some(next) = core.bus.take(&self.lane, now) else { return Ok(None) };
+        let Some(next) = core.bus.take(&self.lane, now) else {
+            return Ok(None);
+        };
         let entry = next.entry;
-        let event =
-            Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &self.name, None);
+        let event = Event::deliver(
+            py,
+            &entry.event.payload,
+            entry.sequence,
+            entry.attempt,
+            &self.name,
+            None,
+        );
         // Handed over is done: a stream has no handler that could fail.
-        core.bus.finish(&self.lane, &entry, Outcome::Done, None, false, now);
+        core.bus
+            .finish(&self.lane, &entry, Outcome::Done, None, false, now);
         event.map(Some)
     }
 
@@ -101,7 +118,10 @@ impl StreamSource {
         if let Some(waker) = self.register(Waker::Thread(signal.clone())) {
             waker.wake();
         }
-        signal.wait(py, timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))))
+        signal.wait(
+            py,
+            timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))),
+        )
     }
 
     /// How many events were dropped because nobody came for them.
@@ -111,12 +131,13 @@ impl StreamSource {
     }
 
     /// Ends the stream; nothing is queued for it any more.
-    fn close(&self) {
+        fn close(&self, py: Python<'_>) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Some(core) = self.core.upgrade() {
             core.bus.unsubscribe(self.subscription, &self.lane, true, monotonic_ns());
+            core.routes.clear(py);
         }
         self.seat().notify();
     }

@@ -216,7 +216,7 @@ impl Known {
             Self::Priority => {
                 let level = me.delivered.priority;
                 drop(me);
-                priority::member(py, level)
+                priority::to_member(py, level).map(|member| member.into_bound(py))
             }
             Self::Key => text(extras.map(|extras| &extras.key)),
             Self::IdempotencyKey => text(extras.map(|extras| &extras.idempotency_key)),

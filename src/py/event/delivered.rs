@@ -10,7 +10,8 @@ use pyo3::{PyTraverseError, intern};
 
 use super::fields::{Fields, default_source};
 use super::{Event, pool};
-use crate::py::record::{Extras, Priority, Record};
+use crate::engine::priority::Priority;
+use crate::py::record::{Extras, Record};
 
 /// What the bus tells a handler beyond the five fields.
 pub struct Delivered {
@@ -31,11 +32,10 @@ pub struct Call {
 
 impl Default for Delivered {
     fn default() -> Self {
-        const NORMAL: Priority = 2;
         Self {
             extras: None,
             call: None,
-            priority: NORMAL,
+            priority: Priority::Normal,
         }
     }
 }

@@ -24,7 +24,7 @@ fn record(py: Python<'_>, data: &Bound<'_, PyAny>) -> Arc<Record> {
         source: None,
         template: None,
         extras: None,
-        priority: 1,
+        priority: crate::engine::priority::Priority::High,
     })
 }
 

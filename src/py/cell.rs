@@ -1,0 +1,47 @@
+//! A cell that the interpreter's lock guards: what is only looked at by threads that
+//! hold the GIL needs no lock of its own, and a publish touches such state five times.
+//!
+//! The module asks for the GIL (`gil_used = true`); on an interpreter without one it
+//! would have to be a mutex.
+
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+
+use pyo3::prelude::*;
+
+/// See the module. Values go in and out whole; nobody holds a reference into it while
+/// Python code may run.
+pub struct GilCell<T>(UnsafeCell<T>);
+
+// SAFETY: every access needs a `Python` token, so that the thread holds the GIL, and ends
+// before the GIL can be released: `replace` and `read` run no outside code, not even a
+// destructor. Values may be dropped by another thread than the one that put them in.
+unsafe impl<T: Send> Sync for GilCell<T> {}
+
+impl<T> GilCell<T> {
+    /// A cell with a value.
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Puts a value in and takes the other out.
+    #[inline(always)]
+    pub fn replace(&self, _py: Python<'_>, value: T) -> T {
+        // SAFETY: see `Sync` above; `mem::replace` drops nothing.
+        unsafe { std::mem::replace(&mut *self.0.get(), value) }
+    }
+
+    /// Reads something out of the value. `look` must not call into Python, and cannot keep a
+    /// reference.
+    #[inline(always)]
+    pub fn read<R: 'static>(&self, _py: Python<'_>, look: impl FnOnce(&T) -> R) -> R {
+        // SAFETY: see `Sync` above; a shared reference for the length of a plain look.
+        look(unsafe { &*self.0.get() })
+    }
+
+    /// The value, for its only owner.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+}
