@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ironbus")
 
-F = TypeVar("F", bound=Callable[..., object])
+F = TypeVar("F", bound=Handler)
 
 #: Seconds that stop() waits for handlers that it has cancelled.
 _GRACE = 1.0
