@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ironbus::engine::priority::{AGED_NS, Priority, Starts, WINDOW, max_starts_before_aged_moves};
 use proptest::prelude::*;
 
-const BOUND: u64 = max_starts_before_aged_moves(Priority::COUNT);
+const BOUND: u64 = max_starts_before_aged_moves();
 
 /// A lane as the rule sees one: four queues of (arrival number, time of arrival).
 #[derive(Default)]
@@ -134,6 +134,29 @@ fn no_level_starves_behind_the_older_backlog_of_another() {
         moved[level] += 1;
     }
     assert_eq!(moved, [BOUND * 100 - 300, 100, 100, 100]);
+}
+
+/// HIGH is the top just when a turn is due, and below CRITICAL at every other start.
+#[test]
+fn a_level_that_is_top_now_and_then_does_not_starve() {
+    let mut lane = Lane::default();
+    for level in [3, 1] {
+        (0..1000).for_each(|_| lane.arrive(level));
+    }
+    lane.now = AGED_NS + 1;
+    assert!(matches!(lane.start(), Some((1 | 3, ..))));
+    let mut moved = [0u64; Priority::COUNT];
+    for _ in 0..100 {
+        (1..WINDOW).for_each(|_| lane.arrive(0));
+        while !lane.levels[0].is_empty() {
+            moved[lane.start().expect("there is work").0] += 1;
+        }
+        moved[lane.start().expect("there is work").0] += 1;
+    }
+    assert!(
+        moved[1] * BOUND >= 1600 && moved[3] * BOUND >= 1600,
+        "{moved:?}"
+    );
 }
 
 #[test]

@@ -291,6 +291,24 @@ def test_no_descriptor_is_left_open() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_ended_threads_leave_no_memory_behind(flavour: str) -> None:
+    if flavour == "uvloop":
+        pytest.skip("uvloop is always run once more, which costs two objects up to CPython 3.12")
+
+    def work() -> None:
+        run_async_from_sync(answer())
+
+    def grown(threads: int) -> int:
+        for _ in range(threads):
+            in_thread(work)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    grown(20)
+    before = grown(20)
+    assert grown(100) - before < 100
+
+
 def script(text: str, *options: str) -> subprocess.CompletedProcess[str]:
     head = """
         import asyncio, os, sys, threading
@@ -562,7 +580,7 @@ def test_a_manager_owns_one_loop_until_cleanup() -> None:
     manager.cleanup()
     loop = manager.get_loop()
     assert manager.get_loop() is loop
-    assert loop.run_until_complete(answer()) == 42
+    assert loop.run_until_complete(answer()) == manager.run(answer()) == 42
     assert loop is not get_event_loop_safe()
     manager.cleanup()
     manager.cleanup()

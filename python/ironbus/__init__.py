@@ -1,9 +1,17 @@
 """ironbus: the embedded event bus for Python, with a Rust core."""
 
-import contextlib
 import warnings
 
-from ironbus._core import BatchReceipt, Delivery, Event, Receipt, __version__, current_delivery, debug_build
+from ironbus._core import (
+    BatchReceipt,
+    Delivery,
+    Event,
+    Receipt,
+    __version__,
+    content_key,
+    current_delivery,
+    debug_build,
+)
 from ironbus._subscriptions import Subscription
 from ironbus._waiting import Settlement
 from ironbus.bus import EventBus, Idempotency
@@ -32,10 +40,6 @@ from ironbus.errors import (
 )
 from ironbus.priority import EventPriority
 from ironbus.streams import Expectation, Stream
-
-# Where the native module has it.
-with contextlib.suppress(ImportError):
-    from ironbus._core import content_key
 
 if debug_build:
     warnings.warn(

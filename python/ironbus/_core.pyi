@@ -223,8 +223,6 @@ class EventOrderingManager:
     @property
     def in_flight(self) -> int: ...
 
-# Not built yet -----------------------------------------------------------------------
-
 def content_key(type: str, data: Any) -> bytes: ...
 
 @disjoint_base

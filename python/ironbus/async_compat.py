@@ -117,8 +117,11 @@ class EventLoopManager:
             raise RuntimeError("cleanup() has to run the manager's loop once more: call it where no event loop runs")
         _close(runner.get_loop(), join_pool=True)
 
-    def _run(self, awaitable: Awaitable[T]) -> T:
-        """Runs to the end on the own loop. Ctrl-C cancels and then raises, as in :func:`asyncio.run`."""
+    def run(self, awaitable: Awaitable[T]) -> T:
+        """Runs an awaitable to its end on the manager's own loop and gives the result.
+
+        Ctrl-C cancels it and then raises, as in :func:`asyncio.run`. ``RuntimeError`` inside a running loop.
+        """
         coroutine = _as_coroutine(awaitable)
         # A context for each call: a runner would go on using that of its first.
         return self._own().run(coroutine, context=contextvars.copy_context())
@@ -144,11 +147,16 @@ class EventLoopManager:
         runner = self._take() if getattr(self, "_runner", None) is not None else None
         if runner is None:
             return
-        if _running_loop() is None:
-            _close(runner.get_loop(), join_pool=False)
+        loop = runner.get_loop()
+        # Only a loop with something left to end is run once more, and not even
+        # looked for is a running one otherwise: up to CPython 3.12 either leaks the
+        # thread's state when the thread is ending. (uvloop does not show its generators.)
+        unfinished = asyncio.all_tasks(loop) or getattr(loop, "_asyncgens", True)
+        if unfinished and _running_loop() is None:
+            _close(loop, join_pool=False)
         else:
-            # Collected in the middle of another loop's work: it cannot be run any more.
-            runner.get_loop().close()
+            # Also when collected in the middle of another loop's work: it cannot be run then.
+            loop.close()
 
 
 class _OfThread(threading.local):
@@ -253,9 +261,9 @@ def _at_exit() -> None:
         _of_thread.manager.cleanup()
 
 
-def _call(func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def _call(func: Callable[[], T]) -> T:
     try:
-        return func(*args, **kwargs)
+        return func()
     except StopIteration as error:
         # A future refuses it, and would then never be done.
         raise RuntimeError("the function raised StopIteration") from error
@@ -295,7 +303,8 @@ class AsyncCompatibilityBridge:
         if loop is None:
             return func(*args, **kwargs)
         context = contextvars.copy_context()
-        return loop.run_in_executor(None, context.run, _call, func, args, kwargs)
+        call = functools.partial(func, *args, **kwargs)
+        return loop.run_in_executor(None, lambda: context.run(_call, call))
 
     @classmethod
     @overload
@@ -319,7 +328,7 @@ class AsyncCompatibilityBridge:
         @functools.wraps(func, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
             coroutine = func(*args, **kwargs)
-            return coroutine if _running_loop() is not None else _of_thread.manager._run(coroutine)
+            return coroutine if _running_loop() is not None else _of_thread.manager.run(coroutine)
 
         marked: Any = call
         marked.__ironbus_both_contexts__ = True
@@ -358,7 +367,7 @@ def run_async_from_sync(coro: Awaitable[T]) -> T | asyncio.Task[T]:
     loop = _running_loop()
     if loop is not None:
         return _keep(loop.create_task(_as_coroutine(coro)))
-    return _of_thread.manager._run(coro)
+    return _of_thread.manager.run(coro)
 
 
 def get_event_loop_safe() -> asyncio.AbstractEventLoop:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ironbus._core import Event, EventOrderingManager, EventSequence
+from ironbus._core import Event, EventOrderingManager, EventSequence, IdempotencyManager
 from ironbus._subscriptions import check_count, check_handler, check_topics, is_async, qualified_name
 from ironbus.bus import EventBus, Idempotency
 from ironbus.errors import InvalidOption, InvalidPriority
 from ironbus.priority import EventPriority
 from ironbus.report import StopReport
-
-# Where the native module has it.
-with contextlib.suppress(ImportError):
-    from ironbus._core import IdempotencyManager
 
 # The dict has ``type``, ``data`` and ``id``.
 ProcessedHandler = Callable[[dict[str, Any]], Awaitable[object] | object]

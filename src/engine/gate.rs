@@ -786,7 +786,6 @@ fn hard_limit(bound: usize) -> usize {
 /// Schedules lanes that got work and were idle. Called with no lock held.
 #[inline]
 fn signal<O: Ops>(route: &Arc<Route<O>>) {
-    fence(Ordering::SeqCst);
     for lane in &route.lanes {
         if lane.signal() {
             lane.seat().schedule(lane.clone());

@@ -17,7 +17,7 @@ use super::queue::{Head, Tail, queue};
 use super::settlement::Envelope;
 use super::sync::{
     Arc, Mutex,
-    atomic::{AtomicU8, AtomicUsize, Ordering, fence},
+    atomic::{AtomicU8, AtomicUsize, Ordering},
     lock,
 };
 
@@ -131,6 +131,8 @@ const IDLE: u8 = 0;
 const READY: u8 = 1;
 /// Whoever runs it, or holds it back, will look again.
 const BUSY: u8 = 2;
+/// Set beside any of them by a push.
+const NUDGED: u8 = 4;
 
 /// See the module.
 pub struct Lane<O: Ops> {
@@ -243,14 +245,28 @@ impl<O: Ops> Lane<O> {
         self.depth[level.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// After a push, and a sequentially consistent fence: whether the lane must be scheduled.
+    /// After a push: whether the lane must be scheduled.
     #[inline]
     pub(super) fn signal(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == IDLE
-            && self
+        // A read-modify-write, though it mostly changes nothing that matters: it comes either before
+        // the one in `rest`, which then sees the push, or after it, and then this sees IDLE.
+        let state = self.state.fetch_or(NUDGED, Ordering::AcqRel) & !NUDGED;
+        state == IDLE && self.wake()
+    }
+
+    #[cold]
+    fn wake(&self) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state & !NUDGED == IDLE {
+            match self
                 .state
-                .compare_exchange(IDLE, READY, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+                .compare_exchange(state, READY, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+        false
     }
 
     /// Whether publishers wait for room in a level.
@@ -279,7 +295,10 @@ impl<O: Ops> Lane<O> {
     /// Only ever changed under the consumer's lock, so it needs no locked instruction.
     #[inline]
     fn set_running(&self, change: isize) {
-        let running = self.running.load(Ordering::Relaxed).wrapping_add_signed(change);
+        let running = self
+            .running
+            .load(Ordering::Relaxed)
+            .wrapping_add_signed(change);
         self.running.store(running, Ordering::Release);
     }
 
@@ -345,7 +364,7 @@ impl<O: Ops> Lane<O> {
         let mut consumer = lock(&self.consumer);
         consumer.paused = paused;
         // A scheduled lane is looked at anyway, and one that is run looks again by itself.
-        if self.state.load(Ordering::Acquire) == READY {
+        if self.is_ready() {
             return false;
         }
         self.rest(&mut consumer)
@@ -426,7 +445,7 @@ impl<O: Ops> Lane<O> {
         } else {
             None
         };
-        let schedule = if self.state.load(Ordering::Relaxed) == READY {
+        let schedule = if self.is_ready() {
             false
         } else {
             self.rest(consumer)
@@ -436,6 +455,11 @@ impl<O: Ops> Lane<O> {
             entry,
             schedule,
         }
+    }
+
+    #[inline]
+    fn is_ready(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & !NUDGED == READY
     }
 
     #[inline]
@@ -496,9 +520,7 @@ impl<O: Ops> Lane<O> {
             self.state.store(READY, Ordering::Relaxed);
             return true;
         }
-        self.state.store(IDLE, Ordering::Relaxed);
-        // Either the gate sees IDLE after its push, or this sees the push: both have a fence between.
-        fence(Ordering::SeqCst);
+        self.state.swap(IDLE, Ordering::AcqRel);
         consumer.has_work() && self.signal()
     }
 }

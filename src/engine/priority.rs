@@ -69,15 +69,14 @@ pub const WINDOW: u64 = 16;
 /// Ordinary starts that must lie between two aged ones.
 const REST: u8 = (WINDOW - 1) as u8;
 
-/// Within how many starts an aged head moves, its own start included, when
-/// `levels` levels have work, its own and the busy one above it included.
+/// Within how many starts an aged head below [`Priority::Critical`] moves, its own
+/// start included, whatever arrives meanwhile and however long the other backlogs are.
 ///
-/// Every [`WINDOW`]th start is an aged one, and each other lower level goes at
-/// most once before a head that is already aged. (That the turns rest on the
-/// oldest *head*, not on the oldest event, is what makes this independent of how
-/// long the backlogs of the other levels are.)
-pub const fn max_starts_before_aged_moves(levels: usize) -> u64 {
-    WINDOW * levels.saturating_sub(1) as u64
+/// A turn comes with every [`WINDOW`]th start at the latest, and each of the other
+/// levels below CRITICAL takes at most one before a head that is already aged: turns
+/// go by how long a head has been *head*, not by the age of its event.
+pub const fn max_starts_before_aged_moves() -> u64 {
+    WINDOW * (Priority::COUNT as u64 - 1)
 }
 
 /// What a lane remembers of its starts in order to choose the next one.
@@ -85,9 +84,9 @@ pub const fn max_starts_before_aged_moves(levels: usize) -> u64 {
 pub struct Starts {
     /// Ordinary starts since the last aged one, up to [`REST`].
     rested: u8,
-    /// How many aged starts there were.
+    /// How many turns were taken.
     turns: u64,
-    /// Per level: when its last aged start was, and the how-manieth that was.
+    /// Per level: when it took its last turn, and the how-manieth that was.
     last: [(u64, u64); Priority::COUNT],
 }
 
@@ -150,34 +149,37 @@ impl Starts {
             self.rested += 1;
         } else if occupied & (occupied - 1) != 0 {
             let (now, heads) = look();
-            if let Some(level) = self.aged(now, heads, top) {
+            if let Some(level) = self.turn(now, heads, top) {
                 return Some(level);
             }
         }
         Some(top)
     }
 
-    /// The level below `top` whose head is aged and has been head the longest.
+    /// Whose turn it is: of the aged heads the one that has been head the longest.
     #[cold]
-    fn aged(
+    fn turn(
         &mut self,
         now: u64,
         heads: [Option<u64>; Priority::COUNT],
         top: usize,
     ) -> Option<usize> {
-        let level = (top + 1..Priority::COUNT)
+        // The top competes as well: a level that is top only now and then, just when
+        // a turn is due, would else be passed over for ever. CRITICAL always is top.
+        let level = (top.max(1)..Priority::COUNT)
             .filter(|&level| heads[level].is_some_and(|since| now.saturating_sub(since) > AGED_NS))
             .min_by_key(|&level| {
-                // A head waits as head since its level's last aged start at the
-                // earliest. Otherwise a level with an old backlog would take all
-                // turns, and a higher one behind it would starve. The count
-                // decides between starts at the same reading of the clock.
+                // A head is head since its level's last turn at the earliest. By the
+                // age of events alone, a level with an old backlog would take all
+                // turns. The count decides between turns at one reading of the clock.
                 let (when, turn) = self.last[level];
                 (heads[level].unwrap_or(when).max(when), turn)
             })?;
         self.turns += 1;
         self.last[level] = (now, self.turns);
-        self.rested = 0;
+        if level != top {
+            self.rested = 0;
+        }
         Some(level)
     }
 }

@@ -129,7 +129,11 @@ impl<O: Ops> Router<O> {
     pub fn clear(&self) -> impl Sized + use<O> {
         let mut table = lock(&self.table);
         let epoch = table.turn();
-        (epoch, std::mem::take(&mut table.exact), std::mem::take(&mut table.patterns))
+        (
+            epoch,
+            std::mem::take(&mut table.exact),
+            std::mem::take(&mut table.patterns),
+        )
     }
 }
 

@@ -79,7 +79,9 @@ impl Bus {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self { core: OnceLock::new() }
+        Self {
+            core: OnceLock::new(),
+        }
     }
 
     /// Sets the bus up. All values are checked by the caller.
@@ -106,8 +108,10 @@ impl Bus {
             publisher_context,
             workers,
         };
-                let core = Core::new(settings, Clock::new(clock));
-        self.core.set(core).map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
+        let core = Core::new(settings, Clock::new(clock));
+        self.core
+            .set(core)
+            .map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
     }
 
     /// Makes a lane that no event reaches yet.
@@ -191,7 +195,7 @@ impl Bus {
         };
         let seat = Arc::new(PySeat::Stream(Arc::new(StreamSeat::default())));
         let lane = core.bus.make_lane(options, handler, seat);
-                let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
         let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
         core.routes.clear(py);
         Ok(StreamSource::new(core, lane, subscription, name))
@@ -390,7 +394,7 @@ impl Bus {
         Ok(())
     }
 
-            fn __clear__(&self, py: Python<'_>) {
+    fn __clear__(&self, py: Python<'_>) {
         if let Some(core) = self.core.get() {
             core.routes.clear(py);
             core.bus.clear();
@@ -473,15 +477,16 @@ impl LaneHandle {
             ));
         };
         let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
-                let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
         core.routes.clear(py);
         Ok(subscription)
     }
 
     /// Ends a subscription; with `close`, the lane as well.
-        fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
+    fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
         if let Some((core, lane)) = self.both() {
-            core.bus.unsubscribe(subscription, &lane, close, monotonic_ns());
+            core.bus
+                .unsubscribe(subscription, &lane, close, monotonic_ns());
             core.routes.clear(py);
         }
     }

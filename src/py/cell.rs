@@ -40,6 +40,13 @@ impl<T> GilCell<T> {
         look(unsafe { &*self.0.get() })
     }
 
+    /// Changes the value in place. `change` must not call into Python, and must not drop an object.
+    #[inline(always)]
+    pub fn update<R: 'static>(&self, _py: Python<'_>, change: impl FnOnce(&mut T) -> R) -> R {
+        // SAFETY: see `Sync` above; a unique reference for the length of a plain change.
+        change(unsafe { &mut *self.0.get() })
+    }
+
     /// The value, for its only owner.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut()

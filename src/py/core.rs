@@ -69,7 +69,10 @@ impl Core {
         let workers = settings.workers;
         Arc::new(Self {
             bus,
-            settings, clock, routes: Routes::default(), loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
+            settings,
+            clock,
+            routes: Routes::default(),
+            loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
@@ -137,10 +140,13 @@ impl Core {
         Ok(())
     }
 
-    /// Whether it is time for a publisher to give the loop a turn.
+    /// Whether it is time for a publisher, who has published so many more, to give the loop a turn.
     #[inline]
-    pub fn turn_is_due(&self, now: u64) -> bool {
-        let publishes = self.publishes.load(Ordering::Relaxed) + 1;
+    pub fn turn_is_due(&self, publishes: usize, now: u64) -> bool {
+        let publishes = self
+            .publishes
+            .load(Ordering::Relaxed)
+            .saturating_add(publishes as u32);
         self.publishes.store(publishes, Ordering::Relaxed);
         publishes >= PUBLISHES_PER_TURN
             || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
@@ -155,7 +161,7 @@ impl Core {
 }
 
 /// A random seed of this process, for hash tables.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     static STATE: OnceLock<RandomState> = OnceLock::new();
     STATE.get_or_init(RandomState::new).hash_one(0u8)

@@ -1,10 +1,8 @@
 //! Which delivery this thread is in the middle of.
 //!
 //! A publish asks it where it comes from, a wait asks it whom it would hold up. It
-//! holds the entry itself while the handler is stepped, so keeping it up to date costs
-//! two moves and no reference counts.
+//! points to the executor's own record for as long as the handler is stepped.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -20,11 +18,11 @@ pub struct Active {
     /// Its place in the lane.
     pub entry: Entry<PyOps>,
     /// What the handler was given.
-        pub event: Py<PyAny>,
+    pub event: Py<PyAny>,
 }
 
-/// An executor at work on a lane. It goes into each delivery and comes out of it again, so that
-/// an event costs it no reference counts.
+/// An executor at work on a lane. It goes from one delivery to the next, so that an event costs
+/// it no reference counts.
 pub struct Runner {
     /// Whose bus.
     pub core: Arc<Core>,
@@ -34,29 +32,12 @@ pub struct Runner {
     pub slot: u64,
 }
 
-thread_local! {
-    static STACK: RefCell<Vec<Active>> = const { RefCell::new(Vec::new()) };
-}
+scoped_tls::scoped_thread_local!(static ACTIVE: Active);
 
-/// Runs `body` in the middle of the delivery.
-#[inline]
-pub fn during<R>(active: Active, body: impl FnOnce() -> R) -> (Active, R) {
-    struct Unwound;
-    impl Drop for Unwound {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                STACK.with_borrow_mut(|stack| stack.pop());
-            }
-        }
-    }
-    STACK.with_borrow_mut(|stack| stack.push(active));
-    let unwound = Unwound;
-    let result = body();
-    drop(unwound);
-    let active = STACK
-        .with_borrow_mut(|stack| stack.pop())
-        .expect("pushed above");
-    (active, result)
+/// Runs `body` in the middle of the delivery. What it says to other threads or later, nobody hears.
+#[inline(always)]
+pub fn during<R>(active: &Active, body: impl FnOnce() -> R) -> R {
+    ACTIVE.set(active, body)
 }
 
 /// Where a publish comes from.
@@ -75,8 +56,8 @@ pub struct Origin {
 /// The delivery that this thread is in the middle of.
 #[inline]
 pub fn origin() -> Option<Origin> {
-    STACK.with_borrow(|stack| {
-        stack.last().map(|active| Origin {
+    ACTIVE.is_set().then(|| {
+        ACTIVE.with(|active| Origin {
             core: active.runner.core.clone(),
             lane: active.runner.lane.id,
             cause: active.entry.event.clone(),
@@ -87,5 +68,7 @@ pub fn origin() -> Option<Origin> {
 
 /// The event that this thread's innermost handler was given.
 pub fn event(py: Python<'_>) -> Option<Py<PyAny>> {
-    STACK.with_borrow(|stack| stack.last().map(|active| active.event.clone_ref(py)))
+    ACTIVE
+        .is_set()
+        .then(|| ACTIVE.with(|active| active.event.clone_ref(py)))
 }

@@ -16,6 +16,7 @@ mod event_loop;
 mod event_sequence;
 mod failure;
 mod identity;
+mod keys;
 mod native;
 mod ops;
 mod ordering;
@@ -26,17 +27,13 @@ mod process;
 mod publisher;
 mod receipt;
 mod record;
+mod refusal;
 mod routes;
 mod run;
 mod slot;
+mod still;
 mod stream;
 mod walk;
-
-/// The native half of `ironbus`. Its classes are re-exported by the package.
-///
-/// Written for interpreters with the GIL: see `event::slots::is_unshared`.
-#[pymodule(gil_used = true)]
-mod _core {
     use super::*;
 
     #[pymodule_export]
@@ -45,6 +42,8 @@ mod _core {
     use super::delivery::Delivery;
     #[pymodule_export]
     use super::event::Event;
+    #[pymodule_export]
+    use super::keys::{IdempotencyManager, content_key};
     #[pymodule_export]
     use super::receipt::{BatchReceipt, Receipt};
     #[pymodule_export]
@@ -63,6 +62,8 @@ mod _core {
         native::install_send::<publisher::Publish>(m.py());
         native::install_send::<publisher::PublishMany>(m.py());
         native::install_send::<slot::Slot>(m.py());
+        native::install_pool::<publisher::Publish>(m.py());
+        native::install_pool::<receipt::Receipt>(m.py());
         dataclass::adopt(&m.py().get_type::<EventSequence>())?;
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))

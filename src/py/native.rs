@@ -14,6 +14,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyClass, PyTypeInfo, ffi};
 
+use super::cell::GilCell;
+
 /// What a step of a coroutine gave.
 pub enum Sent<'py> {
     /// It waits; this is what for.
@@ -84,6 +86,9 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> R) -> Py
 pub trait Coroutine: PyClass {
     /// One step.
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>>;
+
+    /// Where the result is left between [`next_step`] and the interpreter.
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>>;
 }
 
 /// Gives the class the slot by which the interpreter and `asyncio` step it.
@@ -95,36 +100,124 @@ pub fn install_send<T: Coroutine + PyTypeInfo>(py: Python<'_>) {
     unsafe {
         let heap = class.as_type_ptr().cast::<ffi::PyHeapTypeObject>();
         (*heap).as_async.am_send = Some(step_slot::<T>);
+        (*heap).as_async.am_await = Some(itself);
         (*heap).ht_type.tp_as_async = &raw mut (*heap).as_async;
         ffi::PyType_Modified(class.as_type_ptr());
     }
 }
 
+/// `__await__` of a coroutine.
+unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: the interpreter calls this attached, with a valid object.
+    unsafe { ffi::Py_NewRef(slf) }
+}
+
+/// A class whose instances live for the length of a call, so that their memory is worth keeping.
+/// It must be final and without garbage collection.
+pub trait Pooled: PyClass {
+    /// The memory of instances that are gone.
+    fn pool() -> &'static Pool;
+}
+
+/// Blocks of memory of one class.
+pub type Pool = GilCell<Vec<Block>>;
+
+/// A block of memory of an object that is gone.
+pub struct Block(*mut ffi::PyObject);
+
+// SAFETY: nobody else knows the address.
+unsafe impl Send for Block {}
+
+/// As many as a loop turn's worth of publishes may leave behind.
+const POOLED: usize = 256;
+
+/// Gives the class the slots by which its memory is kept for the next instance.
+pub fn install_pool<T: Pooled + PyTypeInfo>(py: Python<'_>) {
+    let class = T::type_object(py).as_type_ptr();
+    // SAFETY: attached. As in `install_send`; pyo3 allocates through `tp_alloc` and frees
+    // through `tp_free`, and the class cannot be subclassed.
+    unsafe {
+        debug_assert_eq!((*class).tp_flags & ffi::Py_TPFLAGS_HAVE_GC, 0);
+        debug_assert_eq!((*class).tp_flags & ffi::Py_TPFLAGS_BASETYPE, 0);
+        (*class).tp_alloc = Some(pooled_alloc::<T>);
+        (*class).tp_free = Some(pooled_free::<T>);
+        ffi::PyType_Modified(class);
+    }
+}
+
+unsafe extern "C" fn pooled_alloc<T: Pooled>(
+    class: *mut ffi::PyTypeObject,
+    items: ffi::Py_ssize_t,
+) -> *mut ffi::PyObject {
+    // SAFETY: called attached, for the one class whose blocks the pool holds: each has its size,
+    // and `PyObject_Init` makes it an object again, as `PyType_GenericAlloc` would.
+    unsafe {
+        let py = Python::assume_attached();
+        match T::pool().update(py, |pool| pool.pop().map(|block| block.0)) {
+            Some(block) => ffi::PyObject_Init(block, class),
+            None => ffi::PyType_GenericAlloc(class, items),
+        }
+    }
+}
+
+unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
+    // SAFETY: called attached, with the memory of an object that has been finalised; it came from
+    // `PyType_GenericAlloc` of a class without garbage collection, which is `PyObject_Malloc`'s.
+    unsafe {
+        let py = Python::assume_attached();
+        let kept = T::pool().update(py, |pool| {
+            let keep = pool.len() < POOLED;
+            if keep {
+                pool.push(Block(block.cast()));
+            }
+            keep
+        });
+        if !kept {
+            ffi::PyObject_Free(block);
+        }
+    }
+}
+
 unsafe extern "C" fn step_slot<T: Coroutine>(
     slf: *mut ffi::PyObject,
-    value: *mut ffi::PyObject,
+    _value: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
-    // type alone, which cannot be subclassed), a valid value and a place for the result.
-    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
-    // a reference otherwise.
+    // type alone, which cannot be subclassed) and a place for the result. The step itself is
+    // `T::__next__`, so that pyo3 knows that the thread is attached, which it would not if it were
+    // called from here; without, it would put off every release of a reference. A loop sends None.
     unsafe {
-        Python::attach_unchecked(|py| {
-            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-            let value = Bound::from_borrowed_ptr(py, value);
-            let stepped = guarded(|| T::step(&slf, &value));
-            let (object, kind) = match stepped {
-                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-                Err(error) => {
-                    error.restore(py);
-                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-                }
-            };
-            *result = object;
-            kind
-        })
+        let next = (*ffi::Py_TYPE(slf))
+            .tp_iternext
+            .expect("a coroutine has __next__");
+        let yielded = next(slf);
+        if !yielded.is_null() {
+            *result = yielded;
+            return ffi::PySendResult::PYGEN_NEXT;
+        }
+        let py = Python::assume_attached();
+        let this = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+        let returned = T::result(&this).replace(py, None);
+        *result = returned.map_or(ptr::null_mut(), Py::into_ptr);
+        if (*result).is_null() {
+            ffi::PySendResult::PYGEN_ERROR
+        } else {
+            ffi::PySendResult::PYGEN_RETURN
+        }
+    }
+}
+
+/// For `__next__` of a coroutine: one step, whose result is left in the coroutine.
+#[inline]
+pub fn next_step<'py, T: Coroutine>(slf: &Bound<'py, T>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let py = slf.py();
+    match T::step(slf, py.None().bind(py))? {
+        Sent::Yielded(object) => Ok(Some(object)),
+        Sent::Returned(object) => {
+            drop(T::result(slf).replace(py, Some(object.unbind())));
+            Ok(None)
+        }
     }
 }
 
@@ -198,21 +291,30 @@ unsafe extern "C" fn call_method(
 ) -> *mut ffi::PyObject {
     // SAFETY: vectorcall's contract: attached; `callable` is an `AsyncMethod`, `args` holds the
     // positional arguments followed by one for each of `names`, which is a tuple or null.
+    // Not told to pyo3, unlike in `step_slot`: a call keeps its arguments and releases nothing.
     unsafe {
-        Python::attach_unchecked(|py| {
+        (|py: Python<'_>| {
             let count = ffi::PyVectorcall_NARGS(nargsf) as usize;
-            let names =
-                Bound::from_borrowed_ptr_or_opt(py, names).map(|names| names.cast_into_unchecked::<PyTuple>());
+            let names = Bound::from_borrowed_ptr_or_opt(py, names)
+                .map(|names| names.cast_into_unchecked::<PyTuple>());
             let named = names.as_ref().map_or(0, |names| names.len());
-            let all: &[*mut ffi::PyObject] =
-                if count + named == 0 { &[] } else { std::slice::from_raw_parts(args, count + named) };
+            let all: &[*mut ffi::PyObject] = if count + named == 0 {
+                &[]
+            } else {
+                std::slice::from_raw_parts(args, count + named)
+            };
             let (positional, keyword) = all.split_at(count);
             let Some((slf, positional)) = positional.split_first() else {
                 PyTypeError::new_err("the method needs an EventBus").restore(py);
                 return ptr::null_mut();
             };
             let slf = Bound::from_borrowed_ptr(py, *slf);
-            let arguments = Arguments { py, positional, keyword, names };
+            let arguments = Arguments {
+                py,
+                positional,
+                keyword,
+                names,
+            };
             let method = (*callable.cast::<AsyncMethod>()).method;
             match guarded(|| method(&slf, &arguments)) {
                 Ok(result) => result.into_ptr(),
@@ -221,7 +323,7 @@ unsafe extern "C" fn call_method(
                     ptr::null_mut()
                 }
             }
-        })
+        })(Python::assume_attached())
     }
 }
 

@@ -254,8 +254,12 @@ impl Worker {
         while let Some(lane) = self.pool.take(py, &self.crew) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
-                        let mut next = core.bus.take(&lane, now);
-            let mut runner = Runner { core: core.clone(), lane, slot: 0 };
+            let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner {
+                core: core.clone(),
+                lane,
+                slot: 0,
+            };
             while let Some(Next {
                 entry,
                 token_wanted,
@@ -279,7 +283,16 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = Some(now.saturating_sub(started));
-                        next = match run::finish(py, core, &runner.lane, entry, end, work, proceed, now) {
+                        next = match run::finish(
+                            py,
+                            core,
+                            &runner.lane,
+                            entry,
+                            end,
+                            work,
+                            proceed,
+                            now,
+                        ) {
                             Ok(next) => next,
                             Err(ending) => {
                                 // It would be raised again and again: the subscription is held.

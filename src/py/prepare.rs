@@ -17,8 +17,8 @@ use super::ops::{Event, PyOps};
 use super::priority::to_level;
 use super::record::{Extras, Record, Stamp};
 use super::walk;
-use crate::engine::digest::Digest;
 use crate::engine::bus::{Bus, Published};
+use crate::engine::digest::Digest;
 use crate::engine::gate::{Offer, Patience};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
@@ -228,7 +228,7 @@ fn prepare_parts(
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.
 #[inline]
 fn route(py: Python<'_>, core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Arc<Route<PyOps>>> {
-        if let Some(route) = core.routes.get(type_) {
+    if let Some(route) = core.routes.get(type_) {
         return Ok(route);
     }
     let text = type_.to_str().map_err(|_| not_a_type(py))?;

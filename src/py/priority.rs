@@ -41,8 +41,10 @@ pub fn to_level(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Priority> 
     if let Some(level) = member_level(py, value)? {
         return Ok(level);
     }
-        // A bool is an int to Python, and a mistake here.
-    let number = (!value.is_instance_of::<PyBool>()).then(|| value.extract::<u8>().ok()).flatten();
+    // A bool is an int to Python, and a mistake here.
+    let number = (!value.is_instance_of::<PyBool>())
+        .then(|| value.extract::<u8>().ok())
+        .flatten();
     let level = number.and_then(|number| Priority::try_from(number).ok());
     level.ok_or_else(|| {
         let text =

@@ -30,7 +30,7 @@ struct Call {
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
-        origin: Option<Box<Origin>>,
+    origin: Option<Box<Origin>>,
 }
 
 impl Call {
@@ -157,11 +157,12 @@ fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
 #[pyclass(frozen, module = "ironbus._core", name = "publish")]
 pub struct Publish {
     state: GilCell<State>,
+    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum State {
     Created(Call),
-        Waiting(Box<Waiting>),
+    Waiting(Box<Waiting>),
     /// Accepted; the loop gets a turn before the publisher goes on.
     Yielding(Py<Receipt>),
     Running,
@@ -190,7 +191,13 @@ impl Publish {
         machine: u64,
     ) -> PyResult<Sent<'py>> {
         let now = call.core().clock.at(py, machine)?;
-        match attempt(py, call.core(), &mut prepared, lane_of(call.core(), call.origin.as_deref()), now)? {
+        match attempt(
+            py,
+            call.core(),
+            &mut prepared,
+            lane_of(call.core(), call.origin.as_deref()),
+            now,
+        )? {
             Attempt::Accepted { sequence, held } => {
                 self.accepted(py, call.core(), prepared, sequence, held, machine)
             }
@@ -202,7 +209,14 @@ impl Publish {
             Attempt::Wait(wait) => {
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
                 let future = future.clone_ref(py).into_bound(py);
-                                self.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
+                self.swap(
+                    py,
+                    State::Waiting(Box::new(Waiting {
+                        call,
+                        prepared,
+                        wait,
+                    })),
+                );
                 Ok(Sent::Yielded(future))
             }
         }
@@ -219,7 +233,7 @@ impl Publish {
         machine: u64,
     ) -> PyResult<Sent<'py>> {
         let receipt = Bound::new(py, Receipt::accepted(prepared, sequence, held))?;
-        if core.turn_is_due(machine) {
+        if core.turn_is_due(1, machine) {
             core.turn_was_given(machine);
             self.swap(py, State::Yielding(receipt.unbind()));
             return Ok(Sent::Yielded(py.None().into_bound(py)));
@@ -234,32 +248,71 @@ impl Publish {
     }
 }
 
+impl native::Pooled for Publish {
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
+    }
+}
+
 impl Coroutine for Publish {
+    #[inline]
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
+        &slf.get().result
+    }
+
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         match this.swap(py, State::Running) {
             State::Created(call) => {
                 let data = call.data.as_ref().map(|data| data.bind(py));
-                                let machine = monotonic_ns();
+                let machine = monotonic_ns();
                 let prepared = call.core().check_process(py).and_then(|()| {
                     let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
-                    prepare(py, call.core(), call.event.bind(py), data, options, origin, wall_at(machine))
+                    prepare(
+                        py,
+                        call.core(),
+                        call.event.bind(py),
+                        data,
+                        options,
+                        origin,
+                        wall_at(machine),
+                    )
                 });
-                let stepped = prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
+                let stepped =
+                    prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
                 stepped.or_else(|error| this.fail(py, error))
             }
-                        State::Waiting(waiting) => {
-                let Waiting { call, prepared, wait } = *waiting;
+            State::Waiting(waiting) => {
+                let Waiting {
+                    call,
+                    prepared,
+                    wait,
+                } = *waiting;
                 let stepped = match wait {
                     Wait::Room { ticket, future } => match ticket.sequence() {
-                        Some(sequence) => this.accepted(py, call.core(), prepared, sequence, false, monotonic_ns()),
+                        Some(sequence) => this.accepted(
+                            py,
+                            call.core(),
+                            prepared,
+                            sequence,
+                            false,
+                            monotonic_ns(),
+                        ),
                         None => {
                             // Stepped by somebody who did not wait for the future.
                             let again = future.clone_ref(py).into_bound(py);
                             block_on(&again)?;
-                                                        let wait = Wait::Room { ticket, future };
-                            this.swap(py, State::Waiting(Box::new(Waiting { call, prepared, wait })));
+                            let wait = Wait::Room { ticket, future };
+                            this.swap(
+                                py,
+                                State::Waiting(Box::new(Waiting {
+                                    call,
+                                    prepared,
+                                    wait,
+                                })),
+                            );
                             Ok(Sent::Yielded(again))
                         }
                     },
@@ -309,8 +362,8 @@ impl Publish {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::send(slf, slf.py().None().bind(slf.py()))
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        native::next_step(slf)
     }
 
     #[getter]
@@ -351,7 +404,7 @@ impl Publish {
 
 impl Publish {
     fn end(&self, py: Python<'_>) {
-                if let State::Waiting(waiting) = self.swap(py, State::Over) {
+        if let State::Waiting(waiting) = self.swap(py, State::Over) {
             cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait);
         }
     }
@@ -364,7 +417,9 @@ impl Drop for Publish {
                 Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
             }
             State::Waiting(waiting) => {
-                Python::attach(|py| cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait));
+                Python::attach(|py| {
+                    cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait)
+                });
             }
             _ => {}
         }
@@ -416,15 +471,19 @@ pub fn publish<'py>(
             "EventBus.publish() missing 1 required positional argument: 'event'",
         ));
     };
-    let call = Call { bus: bus.clone().unbind(),
+    let call = Call {
+        bus: bus.clone().unbind(),
         event: event.unbind(),
         data: data.map(Bound::unbind),
         options,
         // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-                origin: current::origin().map(Box::new),
+        origin: current::origin().map(Box::new),
     };
-    Ok(Bound::new(py, Publish {
+    Ok(Bound::new(
+        py,
+        Publish {
             state: GilCell::new(State::Created(call)),
+            result: GilCell::new(None),
         },
     )?
     .into_any())
@@ -477,7 +536,7 @@ fn publish_prepared_sync(
         None => wait(),
     };
     loop {
-                let now = core.now(py)?;
+        let now = core.now(py)?;
         match prepared.publish(py, &core.bus, lane, patience, now)? {
             Published::Accepted(sequence) => {
                 return Ok(Receipt::accepted(prepared, sequence, false));
@@ -620,6 +679,8 @@ struct Batch {
     origin: Option<Origin>,
     rest: std::vec::IntoIter<Prepared>,
     receipts: Vec<Receipt>,
+    /// Events let in that nobody has counted towards a turn of the loop.
+    uncounted: usize,
 }
 
 impl Batch {
@@ -630,6 +691,7 @@ impl Batch {
             origin,
             rest: batch.into_iter(),
             receipts,
+            uncounted: 0,
         }
     }
 
@@ -663,11 +725,13 @@ impl Batch {
                 origin: lane,
             });
             let admitted = self.core.bus.publish_run(offers, &mut route, now);
+            self.uncounted += admitted.count;
             for (at, mut prepared) in self.rest.by_ref().take(admitted.count).enumerate() {
                 if !Arc::ptr_eq(&prepared.route, &route) {
                     prepared.route = route.clone();
                 }
-                self.receipts.push(Receipt::accepted(prepared,
+                self.receipts.push(Receipt::accepted(
+                    prepared,
                     admitted.first + at as u64,
                     admitted.held,
                 ));
@@ -703,6 +767,7 @@ impl Batch {
 #[pyclass(frozen, module = "ironbus._core", name = "publish_many")]
 pub struct PublishMany {
     state: Mutex<ManyState>,
+    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum ManyState {
@@ -728,6 +793,15 @@ impl PublishMany {
         loop {
             match batch.run(py, turn_over) {
                 Ok(true) => {}
+                Ok(false)
+                    if batch
+                        .core
+                        .turn_is_due(std::mem::take(&mut batch.uncounted), turn_over - TURN) =>
+                {
+                    batch.core.turn_was_given(monotonic_ns());
+                    self.swap(ManyState::Going(batch));
+                    return Ok(Sent::Yielded(py.None().into_bound(py)));
+                }
                 Ok(false) => {
                     self.swap(ManyState::Over);
                     return Ok(Sent::Returned(Bound::new(py, batch.finish())?.into_any()));
@@ -769,9 +843,7 @@ impl PublishMany {
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
-                batch
-                    .receipts
-                    .push(Receipt::of_duplicate(prepared));
+                batch.receipts.push(Receipt::of_duplicate(prepared));
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),
@@ -792,6 +864,11 @@ impl PublishMany {
 }
 
 impl Coroutine for PublishMany {
+    #[inline]
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
+        &slf.get().result
+    }
+
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let stepped = match this.swap(ManyState::Running) {
@@ -814,10 +891,9 @@ impl Coroutine for PublishMany {
                             .core
                             .bus
                             .route(prepared.event.payload.type_.bind(py).to_str()?);
-                        batch.receipts.push(Receipt::accepted(prepared,
-                            sequence,
-                            false,
-                        ));
+                        batch
+                            .receipts
+                            .push(Receipt::accepted(prepared, sequence, false));
                         this.advance(py, batch)
                     }
                     None => {
@@ -883,8 +959,8 @@ impl PublishMany {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::send(slf, slf.py().None().bind(slf.py()))
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        native::next_step(slf)
     }
 
     #[getter]
@@ -961,6 +1037,7 @@ pub fn publish_many<'py>(
         py,
         PublishMany {
             state: Mutex::new(state),
+            result: GilCell::new(None),
         },
     )?
     .into_any())

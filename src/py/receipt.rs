@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
+use super::cell::GilCell;
 use super::core::Core;
 use super::current;
 use super::errors::Error;
+use super::native;
 use super::ops::{Event, FutureWaker, PyLane, PyOps, Signal, Waker};
 use super::prepare::Prepared;
 use crate::engine::gate::WaitId;
@@ -34,7 +36,6 @@ impl Receipt {
     pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
         let route = (!held).then_some(prepared.route);
         Self {
-            
             event: prepared.event,
             route,
             sequence,
@@ -45,7 +46,6 @@ impl Receipt {
     pub fn of_duplicate(prepared: Prepared) -> Self {
         prepared.discard();
         Self {
-            
             event: prepared.event,
             route: None,
             sequence: 0,
@@ -78,6 +78,13 @@ impl Receipt {
                 .cloned()
                 .collect()
         })
+    }
+}
+
+impl native::Pooled for Receipt {
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
     }
 }
 
@@ -252,7 +259,9 @@ impl Receipt {
         if self.is_over(true) {
             return Ok(None);
         }
-        let Some(origin) = current::origin() else { return Ok(None) };
+        let Some(origin) = current::origin() else {
+            return Ok(None);
+        };
         let lanes = self.lanes();
         // A receipt of another bus: that one cannot wait for this handler.
         if !lanes.iter().any(|lane| origin.core.owns(lane)) {
@@ -260,7 +269,10 @@ impl Receipt {
         }
         let wait = origin.core.bus.begin_wait(origin.lane, lanes);
         let wait = wait.map_err(|error| super::errors::engine(py, &error))?;
-        Ok(Some(Guard { core: origin.core, wait }))
+        Ok(Some(Guard {
+            core: origin.core,
+            wait,
+        }))
     }
 }
 

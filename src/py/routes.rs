@@ -47,6 +47,8 @@ impl Routes {
 
     /// Forgets all: subscriptions have changed, and a route may keep a handler alive.
     pub fn clear(&self, py: Python<'_>) {
-        self.0.iter().for_each(|place| drop(place.replace(py, None)));
+        self.0
+            .iter()
+            .for_each(|place| drop(place.replace(py, None)));
     }
 }

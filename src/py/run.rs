@@ -77,16 +77,19 @@ pub fn begin(
         Ok(prepared) => prepared,
         Err(error) => return (runner, Progress::Ended(entry, end(py, error, false))),
     };
-    // The lane itself goes with the delivery.
-    let handler = &runner.lane.handler;
-    let callable = handler.callable.clone_ref(py);
-    let filter = handler.filter.as_ref().map(|filter| filter.clone_ref(py));
-    let given = event.clone_ref(py);
-    let active = Active { runner, entry, event };
-    let (active, called) = current::during(active, || {
-        native::in_context(&context, || call(py, filter, &callable, given, steps)).and_then(|called| called)
+    let active = Active {
+        runner,
+        entry,
+        event,
+    };
+    let called = current::during(&active, || {
+        native::in_context(&context, || call(py, &active, steps)).and_then(|called| called)
     });
-    let Active { runner, entry, event } = active;
+    let Active {
+        runner,
+        entry,
+        event,
+    } = active;
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
@@ -128,7 +131,14 @@ fn prepare<'py>(
 ) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
     let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
-    let event = Event::deliver(py, record, entry.sequence, entry.attempt, &handler.name, deadline)?;
+    let event = Event::deliver(
+        py,
+        record,
+        entry.sequence,
+        entry.attempt,
+        &handler.name,
+        deadline,
+    )?;
     let own = record.context().filter(|_| handler.publisher_context);
     Ok((event, native::copy_context(py, Some(own.unwrap_or(base)))?))
 }
@@ -141,19 +151,14 @@ enum Called<'py> {
 }
 
 #[inline]
-fn call<'py>(
-    py: Python<'py>,
-    filter: Option<Py<PyAny>>,
-    callable: &Py<PyAny>,
-    event: Py<PyAny>,
-    steps: bool,
-) -> PyResult<Called<'py>> {
-    if let Some(filter) = filter
-        && !filter.bind(py).call1((&event,))?.is_truthy()?
+fn call<'py>(py: Python<'py>, active: &Active, steps: bool) -> PyResult<Called<'py>> {
+    let handler = &active.runner.lane.handler;
+    if let Some(filter) = &handler.filter
+        && !filter.bind(py).call1((&active.event,))?.is_truthy()?
     {
         return Ok(Called::Filtered);
     }
-    let result = callable.bind(py).call1((event,))?;
+    let result = handler.callable.bind(py).call1((&active.event,))?;
     if result.is_none() {
         return Ok(Called::Done);
     }
@@ -177,19 +182,50 @@ pub fn resume(
     slot: u64,
     input: Input<'_>,
 ) -> Progress {
-    let Job { lane, entry, event, context, iterator, started, timed_out, recalled } = *job;
-    let runner = Runner { core: core.clone(), lane, slot };
-    let (active, stepped) = current::during(Active { runner, entry, event }, || {
+    let Job {
+        lane,
+        entry,
+        event,
+        context,
+        iterator,
+        started,
+        timed_out,
+        recalled,
+    } = *job;
+    let runner = Runner {
+        core: core.clone(),
+        lane,
+        slot,
+    };
+    let active = Active {
+        runner,
+        entry,
+        event,
+    };
+    let stepped = current::during(&active, || {
         native::in_context(context.bind(py), || match input {
             Input::Value(value) => native::send(iterator.bind(py), value),
             Input::Error(error) => throw(iterator.bind(py), error),
         })
         .and_then(|stepped| stepped)
     });
-    let Active { runner: Runner { lane, .. }, entry, event } = active;
+    let Active {
+        runner: Runner { lane, .. },
+        entry,
+        event,
+    } = active;
     match stepped {
         Ok(Sent::Yielded(yielded)) => {
-            let job = Job { lane, entry, event, context, iterator, started, timed_out, recalled };
+            let job = Job {
+                lane,
+                entry,
+                event,
+                context,
+                iterator,
+                started,
+                timed_out,
+                recalled,
+            };
             Progress::Suspended(Box::new(job), yielded.unbind())
         }
         Ok(Sent::Returned(_)) => {

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
+use super::cell::GilCell;
 use super::clock::monotonic_ns;
 use super::core::TURN;
 use super::current::Runner;
@@ -33,6 +34,7 @@ pub struct Slot {
     /// The task, and its bound `cancelling`.
     task: OnceLock<(Py<PyAny>, Py<PyAny>)>,
     timer: Mutex<Option<Py<PyAny>>>,
+    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum State {
@@ -67,6 +69,7 @@ impl Slot {
             state: Mutex::new(State::Serving),
             task: OnceLock::new(),
             timer: Mutex::new(None),
+            result: GilCell::new(None),
         };
         let slot = Bound::new(py, slot)?;
         let options = PyDict::new(py);
@@ -151,8 +154,12 @@ impl Slot {
                     }
                 }
             };
-                        let mut next = core.bus.take(&lane, now);
-            let mut runner = Runner { core: core.clone(), lane, slot: this.id };
+            let mut next = core.bus.take(&lane, now);
+            let mut runner = Runner {
+                core: core.clone(),
+                lane,
+                slot: this.id,
+            };
             let mut in_a_row = 0;
             while let Some(Next {
                 entry,
@@ -165,7 +172,7 @@ impl Slot {
                 }
                 in_a_row += 1;
                 let started = now;
-                                let progress;
+                let progress;
                 (runner, progress) = run::begin(py, runner, entry, now, &this.home.context, true);
                 match progress {
                     Progress::Ended(entry, end) => {
@@ -406,6 +413,11 @@ impl Slot {
 }
 
 impl Coroutine for Slot {
+    #[inline]
+    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
+        &slf.get().result
+    }
+
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
         match state {
@@ -475,8 +487,8 @@ impl Slot {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        Self::send(slf, slf.py().None().bind(slf.py()))
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        native::next_step(slf)
     }
 
     #[getter]

@@ -131,12 +131,13 @@ impl StreamSource {
     }
 
     /// Ends the stream; nothing is queued for it any more.
-        fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         if let Some(core) = self.core.upgrade() {
-            core.bus.unsubscribe(self.subscription, &self.lane, true, monotonic_ns());
+            core.bus
+                .unsubscribe(self.subscription, &self.lane, true, monotonic_ns());
             core.routes.clear(py);
         }
         self.seat().notify();
