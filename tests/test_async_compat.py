@@ -318,7 +318,8 @@ def script(text: str, *options: str) -> subprocess.CompletedProcess[str]:
             return value
     """
     code = textwrap.dedent(head) + textwrap.dedent(text)
-    command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", code]
+    warnings = ("-W", "error", "-W", "ignore:ironbus is a debug build:RuntimeWarning")
+    command = [sys.executable, "-X", "dev", *warnings, *options, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -1,15 +1,87 @@
 """ironbus: the embedded event bus for Python, with a Rust core."""
 
-from ironbus import errors as errors
-from ironbus._core import BatchReceipt as BatchReceipt
-from ironbus._core import Delivery as Delivery
-from ironbus._core import Event as Event
-from ironbus._core import Receipt as Receipt
-from ironbus._core import __version__ as __version__
-from ironbus._core import content_key as content_key
-from ironbus._core import current_delivery as current_delivery
-from ironbus._waiting import Settlement as Settlement
-from ironbus.bus import EventBus as EventBus
-from ironbus.bus import Idempotency as Idempotency
-from ironbus.errors import IronbusError as IronbusError
-from ironbus.priority import EventPriority as EventPriority
+import warnings
+
+from ironbus._core import (
+    BatchReceipt,
+    Delivery,
+    Event,
+    Receipt,
+    __version__,
+    content_key,
+    current_delivery,
+    debug_build,
+)
+from ironbus._subscriptions import Subscription
+from ironbus._waiting import Settlement
+from ironbus.bus import EventBus, Idempotency
+from ironbus.errors import (
+    Forked,
+    InvalidData,
+    InvalidEvent,
+    InvalidHandler,
+    InvalidHeaders,
+    InvalidKey,
+    InvalidOption,
+    InvalidPattern,
+    InvalidPriority,
+    InvalidSubscription,
+    InvalidType,
+    IronbusError,
+    NotStarted,
+    PayloadCycle,
+    PayloadNotEncodable,
+    PayloadNotFinite,
+    PayloadTooDeep,
+    QueueFull,
+    Unsettled,
+    WouldDeadlock,
+    WrongLoop,
+)
+from ironbus.priority import EventPriority
+from ironbus.streams import Expectation, Stream
+
+if debug_build:
+    warnings.warn(
+        "ironbus is a debug build and many times slower than a release; build that with `maturin develop --release`",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+__all__ = [
+    "BatchReceipt",
+    "Delivery",
+    "Event",
+    "EventBus",
+    "EventPriority",
+    "Expectation",
+    "Forked",
+    "Idempotency",
+    "InvalidData",
+    "InvalidEvent",
+    "InvalidHandler",
+    "InvalidHeaders",
+    "InvalidKey",
+    "InvalidOption",
+    "InvalidPattern",
+    "InvalidPriority",
+    "InvalidSubscription",
+    "InvalidType",
+    "IronbusError",
+    "NotStarted",
+    "PayloadCycle",
+    "PayloadNotEncodable",
+    "PayloadNotFinite",
+    "PayloadTooDeep",
+    "QueueFull",
+    "Receipt",
+    "Settlement",
+    "Stream",
+    "Subscription",
+    "Unsettled",
+    "WouldDeadlock",
+    "WrongLoop",
+    "__version__",
+    "content_key",
+    "current_delivery",
+]

@@ -249,7 +249,8 @@ def check_topics(topics: Iterable[object]) -> tuple[str, ...]:
     for topic in topics:
         if not isinstance(topic, str) or not topic or not topic.isprintable():
             raise InvalidPattern(
-                'a topic must be a printable, non-empty string: a type such as "order.paid", or a pattern such as "order.*"',
+                "a topic must be a printable, non-empty string:"
+                ' a type such as "order.paid", or a pattern such as "order.*"',
                 "event_type",
             )
         checked.append(str.__str__(topic))
@@ -262,7 +263,8 @@ def check_handler(handler: object) -> Handler:
     """A callable that takes one event."""
     if not callable(handler):
         raise InvalidHandler(
-            f"handler must be a function or another callable that takes one event, not {type(handler).__name__}", "handler"
+            f"handler must be a function or another callable that takes one event, not {type(handler).__name__}",
+            "handler",
         )
     try:
         signature = inspect.signature(handler)
@@ -278,10 +280,10 @@ def check_handler(handler: object) -> Handler:
 
 def check_options(options: dict[str, Any]) -> SubscribeOptions:
     """Known names and sensible values."""
-    for name in options:
-        if name not in SubscribeOptions.__annotations__:
+    for option in options:
+        if option not in SubscribeOptions.__annotations__:
             known = ", ".join(sorted(SubscribeOptions.__annotations__))
-            raise InvalidOption(f"unknown option {name!r}; there are {known}", name)
+            raise InvalidOption(f"unknown option {option!r}; there are {known}", option)
     name = options.get("name")
     if name is not None and (not isinstance(name, str) or not name or not name.isprintable()):
         raise InvalidOption("name must be a printable, non-empty string", "name")
@@ -347,7 +349,7 @@ def is_async(handler: object) -> bool:
         handler = handler.func
     if inspect.iscoroutinefunction(handler):
         return True
-    return inspect.iscoroutinefunction(getattr(type(handler), "__call__", None))
+    return inspect.iscoroutinefunction(getattr(type(handler), "__call__", None))  # noqa: B004 - asks what kind it is
 
 
 def qualified_name(handler: object) -> str:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ironbus")
 
-F = TypeVar("F", bound=Callable[..., object])
+F = TypeVar("F", bound=Handler)
 
 #: Seconds that stop() waits for handlers that it has cancelled.
 _GRACE = 1.0
@@ -238,10 +238,10 @@ class EventBus(_core.Bus):
         sync handler cannot be stopped: it goes on, and its event is settled when it ends.
         Callable from any loop and from a handler, which goes on. Repeating it does nothing.
         """
-        if not self._running:
+        home = self._loop
+        if home is None or not self._running:
             self._let_go()
             return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
-        home = self._loop
         own = self._own()
         if home is not asyncio.get_running_loop():
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._stop(timeout, own), home))

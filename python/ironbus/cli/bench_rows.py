@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ironbus import Event, EventBus, Idempotency
 from ironbus.cli import bench_peers as peers
@@ -139,7 +139,7 @@ async def publish_batches(bus: EventBus, work: Sequence[Payload]) -> None:
 def through_bus(
     work: Sequence[Payload],
     publish: Callable[[EventBus, Sequence[Payload]], Awaitable[None]] = publish_each,
-    idempotency: str = "key",
+    idempotency: Literal["key", "content"] = "key",
 ) -> float:
     """Publishes all and waits until all are settled, with an async handler."""
 
