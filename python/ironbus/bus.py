@@ -71,10 +71,10 @@ class Idempotency:
     max_keys: int = 1_000_000
 
     def __post_init__(self) -> None:
-        check_choice(self.mode, ("key", "content"), "mode")
+        check_choice(self.mode, ("key", "content"), "mode", required=True)
         if isinstance(self.ttl, bool) or not isinstance(self.ttl, (int, float)) or not 0 < self.ttl < 1e9:
             raise InvalidOption("ttl must be a positive number of seconds", "ttl")
-        check_count(self.max_keys, "max_keys")
+        check_count(self.max_keys, "max_keys", required=True)
 
 
 class EventBus(_core.Bus):
@@ -102,14 +102,14 @@ class EventBus(_core.Bus):
         workers: int | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        check_count(max_queue_size, "max_queue_size")
+        check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
         check_choice(overflow, OVERFLOWS, "overflow")
-        check_choice(context, CONTEXTS, "context")
+        check_choice(context, CONTEXTS, "context", required=True)
         if clock is not None and not callable(clock):
             raise InvalidOption("clock must be a callable that returns seconds", "clock")
         if not isinstance(idempotency, Idempotency):
-            check_choice(idempotency, ("key", "content"), "idempotency")
+            check_choice(idempotency, ("key", "content"), "idempotency", required=True)
             idempotency = Idempotency(idempotency)
         self._settings: dict[str, Any] = {
             "max_queue_size": max_queue_size,
