@@ -262,7 +262,8 @@ impl Worker {
                         }
                         now = core.now(py)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
-                        let work = Some(now.saturating_sub(started));
+                        let work = now.saturating_sub(started);
+                        let (end, work) = (run::in_time(py, &lane, end, work), Some(work));
                         next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {
                             Ok(next) => next,
                             Err(ending) => {

@@ -1,7 +1,6 @@
 //! What a publisher gets: the number of its event, and the way to learn what becomes of it.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -109,7 +108,7 @@ impl Receipt {
         let (py, this) = (slf.py(), slf.get());
         let limit = match timeout {
             None => None,
-            Some(timeout) if timeout >= 0.0 => Some(Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX)),
+            Some(timeout) if timeout >= 0.0 => Some(super::ops::seconds(timeout)),
             Some(_) => return Err(Error::InvalidOption.new(py, "timeout", "timeout must be None or seconds, not negative")),
         };
         if super::ops::in_running_loop(py)? && !this.is_over(cascade) {

@@ -77,7 +77,7 @@ pub fn begin(
 ) -> Progress {
     let handler = &lane.handler;
     let prepared = (|| {
-        let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
+        let deadline = handler.timeout.map(|timeout| now.saturating_add(timeout) as f64 / 1e9);
         let event =
             Event::deliver(py, &entry.event.payload, entry.sequence, entry.attempt, &handler.name, deadline)?;
         let base = entry.event.payload.context().filter(|_| handler.publisher_context).unwrap_or(base);
@@ -209,6 +209,16 @@ fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
             failure::keep_traceback(py, &error);
             End::Outcome(Outcome::Dead(Arc::new(error)))
         }
+    }
+}
+
+/// A handler on a thread cannot be stopped when its time is over: that is recorded when it returns.
+pub fn in_time(py: Python<'_>, lane: &PyLane, end: End, work: u64) -> End {
+    match (end, lane.handler.timeout) {
+        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => {
+            End::Outcome(Outcome::Dead(Arc::new(failure::timed_out(py, limit as f64 / 1e9))))
+        }
+        (end, _) => end,
     }
 }
 

@@ -206,7 +206,7 @@ impl Slot {
     }
 
     fn keep(&self, slf: &Bound<'_, Self>, job: Box<Job>) -> PyResult<()> {
-        let timeout = job.lane.handler.timeout.map(|timeout| (job.started + timeout, job.timed_out));
+        let timeout = job.lane.handler.timeout.map(|timeout| (job.started.saturating_add(timeout), job.timed_out));
         self.set(State::Suspended(job));
         lock(&self.home.suspended).insert(self.id, slf.clone().unbind());
         match timeout {
@@ -466,7 +466,7 @@ impl Slot {
         drop(timer);
         let now = this.now(py)?;
         let again = match &mut *lock(&this.state) {
-            State::Suspended(job) => match job.lane.handler.timeout.map(|timeout| job.started + timeout) {
+            State::Suspended(job) => match job.lane.handler.timeout.map(|timeout| job.started.saturating_add(timeout)) {
                 Some(deadline) if deadline > now => Some(deadline),
                 Some(_) if !job.timed_out && !job.recalled => {
                     job.timed_out = true;
