@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -307,15 +308,21 @@ def check_options(options: dict[str, Any]) -> SubscribeOptions:
     return options  # type: ignore[return-value] # checked above, name by name
 
 
-def check_count(value: object, name: str) -> None:
-    """A positive whole number, or None."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+def check_count(value: object, name: str, *, required: bool = False) -> None:
+    """A positive whole number that a machine word holds, or None."""
+    if value is None and not required:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidOption(f"{name} must be a whole number of at least 1", name)
+    if value > sys.maxsize:
+        raise InvalidOption(f"{name} must be at most {sys.maxsize}", name)
 
 
-def check_choice(value: object, choices: tuple[str, ...], name: str) -> None:
+def check_choice(value: object, choices: tuple[str, ...], name: str, *, required: bool = False) -> None:
     """One of the choices, or None."""
-    if value is not None and value not in choices:
+    if value is None and not required:
+        return
+    if value not in choices:
         raise InvalidOption(f"{name} must be one of {', '.join(map(repr, choices))}", name)
 
 

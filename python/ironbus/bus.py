@@ -71,10 +71,10 @@ class Idempotency:
     max_keys: int = 1_000_000
 
     def __post_init__(self) -> None:
-        check_choice(self.mode, ("key", "content"), "mode")
+        check_choice(self.mode, ("key", "content"), "mode", required=True)
         if isinstance(self.ttl, bool) or not isinstance(self.ttl, (int, float)) or not 0 < self.ttl < 1e9:
             raise InvalidOption("ttl must be a positive number of seconds", "ttl")
-        check_count(self.max_keys, "max_keys")
+        check_count(self.max_keys, "max_keys", required=True)
 
 
 class EventBus(_core.Bus):
@@ -102,14 +102,14 @@ class EventBus(_core.Bus):
         workers: int | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        check_count(max_queue_size, "max_queue_size")
+        check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
         check_choice(overflow, OVERFLOWS, "overflow")
-        check_choice(context, CONTEXTS, "context")
+        check_choice(context, CONTEXTS, "context", required=True)
         if clock is not None and not callable(clock):
             raise InvalidOption("clock must be a callable that returns seconds", "clock")
         if not isinstance(idempotency, Idempotency):
-            check_choice(idempotency, ("key", "content"), "idempotency")
+            check_choice(idempotency, ("key", "content"), "idempotency", required=True)
             idempotency = Idempotency(idempotency)
         self._settings: dict[str, Any] = {
             "max_queue_size": max_queue_size,
@@ -130,7 +130,7 @@ class EventBus(_core.Bus):
         )
         self._table = Table(self)
         self._lifecycle = threading.Lock()
-        self._stopping = False
+        self._stopping: asyncio.Future[None] | None = None
         self._holds_interval = False
         self._sync: SyncBus | None = None
         self._log: EventLog | None = None
@@ -224,7 +224,7 @@ class EventBus(_core.Bus):
         A stopped bus may be started again, on another loop too.
         """
         if self._open():
-            self._stopping = False
+            self._stopping = None
             # A start whose loop was closed without a stop holds it already.
             if not self._holds_interval:
                 self._holds_interval = True
@@ -248,23 +248,29 @@ class EventBus(_core.Bus):
         return await self._stop(timeout, own)
 
     async def _stop(self, timeout: float, own: tuple[int, int] | None) -> StopReport:
-        if self._stopping:  # another task stops the bus already
-            await self._idle(timeout, own and own[0])
-            return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
-        self._stopping = True
         started = time.monotonic()
+        if self._stopping is not None:  # another task stops the bus already
+            if own is None:
+                await asyncio.wait([self._stopping], timeout=timeout)
+            # A handler goes on at once: that other stop waits for it.
+            left = max(self.audit().pending - (1 if own is not None else 0), 0)
+            return StopReport(drained=left == 0, left=left, interrupted=0, seconds=time.monotonic() - started)
+        stopping = self._stopping = asyncio.get_running_loop().create_future()
         lane, slot = own if own is not None else (None, None)
         try:
             drained = await self._idle(timeout, lane)
         finally:
             # Also when the wait itself is cancelled: half a stop would be neither.
             tasks, threads, interrupted = self._halt(slot or None)
-            if tasks:
-                await asyncio.wait(tasks, timeout=_GRACE)
-            await self._join(threads)
-            self._close()
-            self._stopping = False
-            self._let_go()
+            try:
+                if tasks:
+                    await asyncio.wait(tasks, timeout=_GRACE)
+                await self._join(threads)
+            finally:
+                self._close()
+                self._let_go()
+                self._stopping = None
+                stopping.set_result(None)
         left = self.audit().pending - (1 if own is not None else 0)
         seconds = time.monotonic() - started
         return StopReport(drained=drained and left <= 0, left=max(left, 0), interrupted=interrupted, seconds=seconds)

@@ -329,10 +329,7 @@ impl Bus {
         {
             return Ok(true);
         }
-        signal.wait(
-            py,
-            timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))),
-        )
+        signal.wait(py, timeout.map(super::ops::seconds))
     }
 
     /// Events that are kept for the start.

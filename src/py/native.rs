@@ -113,7 +113,7 @@ unsafe extern "C" fn itself(slf: *mut ffi::PyObject) -> *mut ffi::PyObject {
 }
 
 /// A class whose instances live for the length of a call, so that their memory is worth keeping.
-/// It must be final and without garbage collection.
+/// The garbage collector does not see them: nothing that they hold may refer back to them.
 pub trait Pooled: PyClass {
     /// The memory of instances that are gone.
     fn pool() -> &'static Pool;
@@ -137,8 +137,8 @@ pub fn install_pool<T: Pooled + PyTypeInfo>(py: Python<'_>) {
     // SAFETY: attached. As in `install_send`; pyo3 allocates through `tp_alloc` and frees
     // through `tp_free`, and the class cannot be subclassed.
     unsafe {
-        debug_assert_eq!((*class).tp_flags & ffi::Py_TPFLAGS_HAVE_GC, 0);
-        debug_assert_eq!((*class).tp_flags & ffi::Py_TPFLAGS_BASETYPE, 0);
+                // pyo3 makes every class one of the collector's; `pooled_alloc` and `pooled_free` rely on it.
+        assert_ne!((*class).tp_flags & ffi::Py_TPFLAGS_HAVE_GC, 0);
         (*class).tp_alloc = Some(pooled_alloc::<T>);
         (*class).tp_free = Some(pooled_free::<T>);
         ffi::PyType_Modified(class);
@@ -149,20 +149,24 @@ unsafe extern "C" fn pooled_alloc<T: Pooled>(
     class: *mut ffi::PyTypeObject,
     items: ffi::Py_ssize_t,
 ) -> *mut ffi::PyObject {
-    // SAFETY: called attached, for the one class whose blocks the pool holds: each has its size,
-    // and `PyObject_Init` makes it an object again, as `PyType_GenericAlloc` would.
+    // SAFETY: called attached, for the one class whose blocks the pool holds: each has its size
+    // and an untracked collector's header, and `PyObject_Init` makes it an object again.
     unsafe {
-        let py = Python::assume_attached();
-        match T::pool().update(py, |pool| pool.pop().map(|block| block.0)) {
-            Some(block) => ffi::PyObject_Init(block, class),
-            None => ffi::PyType_GenericAlloc(class, items),
+                let py = Python::assume_attached();
+        if let Some(block) = T::pool().update(py, |pool| pool.pop().map(|block| block.0)) {
+            return ffi::PyObject_Init(block, class);
         }
+        let object = ffi::PyType_GenericAlloc(class, items);
+        if !object.is_null() {
+            ffi::PyObject_GC_UnTrack(object.cast());
+        }
+        object
     }
 }
 
 unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
-    // SAFETY: called attached, with the memory of an object that has been finalised; it came from
-    // `PyType_GenericAlloc` of a class without garbage collection, which is `PyObject_Malloc`'s.
+    // SAFETY: called attached, with the memory of an object that has been finalised and that the
+    // collector does not track; it came from `PyType_GenericAlloc` of a class of the collector's.
     unsafe {
         let py = Python::assume_attached();
         let kept = T::pool().update(py, |pool| {
@@ -172,8 +176,8 @@ unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
             }
             keep
         });
-        if !kept {
-            ffi::PyObject_Free(block);
+                if !kept {
+            ffi::PyObject_GC_Del(block);
         }
     }
 }

@@ -175,6 +175,11 @@ pub fn block_on(future: &Bound<'_, PyAny>) -> PyResult<()> {
     future.setattr(intern!(future.py(), "_asyncio_future_blocking"), true)
 }
 
+/// As long as a number of seconds says: what is negative or no number is none, and beyond the range is for ever.
+pub fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
 /// A flag that a thread waits for.
 #[derive(Default)]
 pub struct Signal {

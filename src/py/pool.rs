@@ -308,7 +308,8 @@ impl Worker {
                         }
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
-                        let work = Some(now.saturating_sub(started));
+                        let work = now.saturating_sub(started);
+                        let (end, work) = (run::in_time(&runner.lane, end, work), Some(work));
                         next = match run::finish(
                             py,
                             core,

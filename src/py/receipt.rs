@@ -136,9 +136,7 @@ impl Receipt {
         let (py, this) = (slf.py(), slf.get());
         let limit = match timeout {
             None => None,
-            Some(timeout) if timeout >= 0.0 => {
-                Some(Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX))
-            }
+            Some(timeout) if timeout >= 0.0 => Some(super::ops::seconds(timeout)),
             Some(_) => {
                 return Err(Error::InvalidOption.new(
                     py,

@@ -130,7 +130,7 @@ fn prepare<'py>(
     base: &Py<PyAny>,
 ) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
-    let deadline = handler.timeout.map(|timeout| (now + timeout) as f64 / 1e9);
+    let deadline = handler.timeout.map(|timeout| now.saturating_add(timeout) as f64 / 1e9);
     let event = Event::deliver(
         py,
         record,
@@ -270,6 +270,16 @@ fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
             failure::keep_traceback(py, &error);
             End::Outcome(Outcome::Dead(Arc::new(error)))
         }
+    }
+}
+
+/// A handler on a thread cannot be stopped when its time is over: that is recorded when it returns.
+pub fn in_time(lane: &PyLane, end: End, work: u64) -> End {
+    match (end, lane.handler.timeout) {
+        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => End::Outcome(Outcome::Dead(
+            Arc::new(failure::timed_out(limit as f64 / 1e9)),
+        )),
+        (end, _) => end,
     }
 }
 

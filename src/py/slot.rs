@@ -237,7 +237,7 @@ impl Slot {
             .lane
             .handler
             .timeout
-            .map(|timeout| (job.started + timeout, job.timed_out));
+            .map(|timeout| (job.started.saturating_add(timeout), job.timed_out));
         self.set(State::Suspended(job));
         lock(&self.home.suspended).insert(self.id, slf.clone().unbind());
         match timeout {
@@ -535,7 +535,7 @@ impl Slot {
                 .lane
                 .handler
                 .timeout
-                .map(|timeout| job.started + timeout)
+                .map(|timeout| job.started.saturating_add(timeout))
             {
                 Some(deadline) if deadline > now => Some(deadline),
                 Some(_) if !job.timed_out && !job.recalled => {

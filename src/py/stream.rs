@@ -118,10 +118,7 @@ impl StreamSource {
         if let Some(waker) = self.register(Waker::Thread(signal.clone())) {
             waker.wake();
         }
-        signal.wait(
-            py,
-            timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))),
-        )
+        signal.wait(py, timeout.map(super::ops::seconds))
     }
 
     /// How many events were dropped because nobody came for them.
