@@ -137,8 +137,9 @@ pub fn install_pool<T: Pooled + PyTypeInfo>(py: Python<'_>) {
     // SAFETY: attached. As in `install_send`; pyo3 allocates through `tp_alloc` and frees
     // through `tp_free`, and the class cannot be subclassed.
     unsafe {
-                // pyo3 makes every class one of the collector's; `pooled_alloc` and `pooled_free` rely on it.
+        // Blocks are freed with their collector's header: without one, that would corrupt the heap.
         assert_ne!((*class).tp_flags & ffi::Py_TPFLAGS_HAVE_GC, 0);
+        debug_assert_eq!((*class).tp_flags & ffi::Py_TPFLAGS_BASETYPE, 0);
         (*class).tp_alloc = Some(pooled_alloc::<T>);
         (*class).tp_free = Some(pooled_free::<T>);
         ffi::PyType_Modified(class);
@@ -149,10 +150,11 @@ unsafe extern "C" fn pooled_alloc<T: Pooled>(
     class: *mut ffi::PyTypeObject,
     items: ffi::Py_ssize_t,
 ) -> *mut ffi::PyObject {
-    // SAFETY: called attached, for the one class whose blocks the pool holds: each has its size
-    // and an untracked collector's header, and `PyObject_Init` makes it an object again.
+    // SAFETY: called attached, for the one class whose blocks the pool holds: each has its size,
+    // and `PyObject_Init` makes it an object again, as `PyType_GenericAlloc` would. It stays
+    // untracked: the classes show the collector nothing anyway.
     unsafe {
-                let py = Python::assume_attached();
+        let py = Python::assume_attached();
         if let Some(block) = T::pool().update(py, |pool| pool.pop().map(|block| block.0)) {
             return ffi::PyObject_Init(block, class);
         }
@@ -165,8 +167,9 @@ unsafe extern "C" fn pooled_alloc<T: Pooled>(
 }
 
 unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
-    // SAFETY: called attached, with the memory of an object that has been finalised and that the
-    // collector does not track; it came from `PyType_GenericAlloc` of a class of the collector's.
+    // SAFETY: called attached, with the memory of an object that has been finalised and that pyo3
+    // has untracked; it came from `PyType_GenericAlloc` of a class with garbage collection, which
+    // all of pyo3's are, so there is a collector's header in front of it that is freed with it.
     unsafe {
         let py = Python::assume_attached();
         let kept = T::pool().update(py, |pool| {
@@ -176,7 +179,7 @@ unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
             }
             keep
         });
-                if !kept {
+        if !kept {
             ffi::PyObject_GC_Del(block);
         }
     }
