@@ -131,6 +131,7 @@ class EventBus(_core.Bus):
         self._table = Table(self)
         self._lifecycle = threading.Lock()
         self._stopping = False
+        self._holding = False
         self._sync: SyncBus | None = None
         self._log: EventLog | None = None
         folder = log_dir if log_dir is not None else os.environ.get("IRONBUS_LOG_DIR") or None
@@ -224,7 +225,9 @@ class EventBus(_core.Bus):
         """
         if self._open():
             self._stopping = False
-            _interval.hold()
+            if not self._holding:  # it may be started again after its loop was closed without a stop()
+                self._holding = True
+                _interval.hold()
 
     async def stop(self, timeout: float = 10.0) -> StopReport:
         """Stop: handle what is queued for up to ``timeout`` seconds, then let go.
@@ -250,16 +253,20 @@ class EventBus(_core.Bus):
         started = time.monotonic()
         lane, slot = own if own is not None else (None, None)
         try:
-            drained = await self._idle(timeout, lane)
+            # What a handler left that ends the program is not handled before the next start.
+            drained = await self._idle(0 if self._ending else timeout, lane)
         finally:
-            # Also when the wait itself is cancelled: half a stop would be neither.
-            tasks, threads, interrupted = self._halt(slot or None)
-            if tasks:
-                await asyncio.wait(tasks, timeout=_GRACE)
-            await self._join(threads)
-            self._close()
-            self._stopping = False
-            _interval.release()
+            # Also when the wait itself is cancelled, even twice: half a stop would be neither.
+            try:
+                tasks, threads, interrupted = self._halt(slot or None)
+                if tasks:
+                    await asyncio.wait(tasks, timeout=_GRACE)
+                await self._join(threads)
+            finally:
+                self._close()
+                self._stopping = False
+                self._holding = False
+                _interval.release()
             if self._log is not None:
                 self._log.close()
         left = self.audit().pending - (1 if own is not None else 0)

@@ -1,7 +1,7 @@
 //! The bus behind the Python object: the engine, the executors and the settings.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use pyo3::prelude::*;
 
@@ -13,6 +13,7 @@ use super::pool::Pool;
 use super::process;
 use crate::engine::bus::Bus;
 use crate::engine::idempotency::Idempotency;
+use crate::engine::sync::lock;
 
 /// What one publish in this many does at the latest: give the loop a turn.
 const PUBLISHES_PER_TURN: u32 = 256;
@@ -49,6 +50,8 @@ pub struct Core {
     pub loop_seat: Arc<PySeat>,
     /// Sync handlers.
     pub pool_seat: Arc<PySeat>,
+    /// Lanes that are paused because their handler ended the program.
+    held: Mutex<Vec<PyLane>>,
     running: AtomicBool,
     /// The process in which the bus was started.
     generation: AtomicU32,
@@ -70,12 +73,30 @@ impl Core {
             clock,
             loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
+            held: Mutex::default(),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),
             publishes: AtomicU32::new(0),
             last_turn: AtomicU64::new(0),
         })
+    }
+
+    /// Starts nothing more in a lane whose handler ended the program.
+    pub fn hold(&self, lane: &PyLane) {
+        lock(&self.held).push(lane.clone());
+        self.bus.pause(lane, true);
+    }
+
+    /// Whether a handler ended the program since the last start.
+    pub fn is_ending(&self) -> bool {
+        !lock(&self.held).is_empty()
+    }
+
+    /// At a new start, lanes that were held go on.
+    pub fn release_held(&self) {
+        let held = std::mem::take(&mut *lock(&self.held));
+        held.iter().for_each(|lane| self.bus.pause(lane, false));
     }
 
     /// The executor of async handlers.

@@ -44,6 +44,12 @@ struct State {
     hired: u64,
 }
 
+impl State {
+    fn is_of(&self, crew: &Crew) -> bool {
+        self.crew.as_ref().is_some_and(|current| std::ptr::eq(&**current, crew))
+    }
+}
+
 /// The threads of one start.
 pub struct Crew {
     core: Arc<Core>,
@@ -121,7 +127,12 @@ impl Pool {
     }
 
     fn gone(&self, crew: &Crew, id: u64) {
-        lock(&self.state).threads -= 1;
+        {
+            let mut state = lock(&self.state);
+            if state.is_of(crew) {
+                state.threads -= 1;
+            }
+        }
         let thread = lock(&crew.threads).remove(&id);
         drop(thread);
     }
@@ -136,7 +147,10 @@ impl Pool {
         });
         let hire = {
             let mut state = lock(&self.state);
+            // Threads of an earlier crew serve no more, or did not survive a fork: they do not count.
             state.crew = Some(crew);
+            (state.idle, state.threads) = (0, 0);
+            self.work.notify_all();
             if state.ready.is_empty() {
                 None
             } else {
@@ -204,6 +218,9 @@ impl Pool {
         py.detach(|| {
             let until = Instant::now() + IDLE;
             let mut state = lock(&self.state);
+            if !state.is_of(crew) {
+                return None;
+            }
             state.idle += 1;
             let lane = loop {
                 match next(&mut state) {
@@ -218,7 +235,9 @@ impl Pool {
                 let waited = self.work.wait_timeout(state, left);
                 state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
             };
-            state.idle -= 1;
+            if state.is_of(crew) {
+                state.idle -= 1;
+            }
             lane
         })
     }
@@ -275,14 +294,8 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = Some(now.saturating_sub(started));
-                        next = match run::finish(py, core, &lane, entry, end, work, proceed, now) {
-                            Ok(next) => next,
-                            Err(ending) => {
-                                // It would be raised again and again: the subscription is held.
-                                core.bus.pause(&lane, true);
-                                return Err(ending);
-                            }
-                        };
+                        let end = run::overtime(py, &lane, end, now.saturating_sub(started));
+                        next = run::finish(py, core, &lane, entry, end, work, proceed, now)?;
                     }
                     Progress::Awaitable(job) => {
                         core.event_loop().adopt(job);

@@ -270,6 +270,19 @@ fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
     }
 }
 
+/// What a run on a thread comes to that took so long: it cannot be stopped, so that its timeout is
+/// recorded when it is over.
+#[inline]
+pub fn overtime(py: Python<'_>, lane: &PyLane, end: End, work: u64) -> End {
+    match (end, lane.handler.timeout) {
+        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => {
+            let late = failure::timed_out(py, limit as f64 / 1e9);
+            End::Outcome(Outcome::Dead(Arc::new(late)))
+        }
+        (end, _) => end,
+    }
+}
+
 /// Tells the bus how it ended. With `proceed`, the lane's next event.
 #[inline]
 pub fn finish(
@@ -294,6 +307,10 @@ pub fn finish(
             Ok(None)
         }
         End::Ending(error) => {
+            // It would be raised again and again: the subscription is held, before anybody else can
+            // take the event again.
+            core.hold(lane);
+            failure::log_ending(py, lane, &entry, &error);
             core.bus.put_back(lane, entry, now);
             Err(error)
         }

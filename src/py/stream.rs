@@ -120,7 +120,9 @@ impl StreamSource {
         }
         signal.wait(
             py,
-            timeout.map(|timeout| std::time::Duration::from_secs_f64(timeout.max(0.0))),
+            timeout.map(|timeout| {
+                std::time::Duration::try_from_secs_f64(timeout.max(0.0)).unwrap_or(std::time::Duration::MAX)
+            }),
         )
     }
 
