@@ -29,9 +29,9 @@ def handler_failed(subscription: str, event_type: str, sequence: int, attempt: i
 
 
 def handler_ended_the_program(subscription: str, sequence: int, kind: str) -> None:
-    """A handler on a worker thread raised SystemExit or KeyboardInterrupt; its subscription is held."""
+    """A handler raised SystemExit or KeyboardInterrupt; its subscription is held until the next start."""
     logger.error(
-        "handler %s raised %s on event %d: the event is kept, and the subscription is paused until resume()",
+        "handler %s raised %s on event %d: the event is kept, and the subscription is paused until resume() or the next start",
         subscription,
         kind,
         sequence,

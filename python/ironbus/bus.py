@@ -258,11 +258,12 @@ class EventBus(_core.Bus):
         stopping = self._stopping = asyncio.get_running_loop().create_future()
         lane, slot = own if own is not None else (None, None)
         try:
-            drained = await self._idle(timeout, lane)
+            # What a handler left that ends the program is not handled before the next start.
+            drained = await self._idle(0 if self._ending else timeout, lane)
         finally:
-            # Also when the wait itself is cancelled: half a stop would be neither.
-            tasks, threads, interrupted = self._halt(slot or None)
+            # Also when the wait itself is cancelled, even twice: half a stop would be neither.
             try:
+                tasks, threads, interrupted = self._halt(slot or None)
                 if tasks:
                     await asyncio.wait(tasks, timeout=_GRACE)
                 await self._join(threads)

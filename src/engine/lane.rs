@@ -342,7 +342,12 @@ impl<O: Ops> Lane<O> {
         match self.options.order {
             // Its token stays held for it, so that nothing of the same key overtakes it.
             Order::Token | Order::Computed => consumer.keys.freed.push_front(entry),
-            Order::Lane | Order::Nothing => consumer.returned[level].push_front(entry),
+            Order::Lane | Order::Nothing => {
+                // Several may come back at once, in any order.
+                let returned = &mut consumer.returned[level];
+                let at = returned.partition_point(|other| other.sequence < entry.sequence);
+                returned.insert(at, entry);
+            },
         }
         self.turn(&mut consumer, false, now)
     }

@@ -248,6 +248,7 @@ impl Bus {
         core.set_running(true, now);
         core.event_loop().open(py, &core, event_loop)?;
         core.pool().open(py, &core)?;
+        core.release_held();
         core.bus.open(now);
         Ok(true)
     }
@@ -257,6 +258,12 @@ impl Bus {
     fn _running(&self, py: Python<'_>) -> PyResult<bool> {
         let core = self.core()?;
         Ok(core.is_running() && core.check_process(py).is_ok() && !core.event_loop().is_closed(py))
+    }
+
+    /// Whether a handler ended the program since the last start: what it left waits for the next one.
+    #[getter]
+    fn _ending(&self) -> PyResult<bool> {
+        Ok(self.core()?.is_ending())
     }
 
     /// The loop on which the bus is started.

@@ -1,7 +1,7 @@
 //! The bus behind the Python object: the engine, the executors and the settings.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use pyo3::prelude::*;
 
@@ -14,6 +14,7 @@ use super::process;
 use super::routes::Routes;
 use crate::engine::bus::Bus;
 use crate::engine::idempotency::Idempotency;
+use crate::engine::sync::lock;
 
 /// What one publish in this many does at the latest: give the loop a turn.
 const PUBLISHES_PER_TURN: u32 = 256;
@@ -52,6 +53,8 @@ pub struct Core {
     pub loop_seat: Arc<PySeat>,
     /// Sync handlers.
     pub pool_seat: Arc<PySeat>,
+    /// Lanes that are paused because their handler ended the program.
+    held: Mutex<Vec<PyLane>>,
     running: AtomicBool,
     /// The process in which the bus was started.
     generation: AtomicU32,
@@ -74,12 +77,30 @@ impl Core {
             routes: Routes::default(),
             loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
+            held: Mutex::default(),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),
             publishes: AtomicU32::new(0),
             last_turn: AtomicU64::new(0),
         })
+    }
+
+    /// Starts nothing more in a lane whose handler ended the program.
+    pub fn hold(&self, lane: &PyLane) {
+        lock(&self.held).push(lane.clone());
+        self.bus.pause(lane, true);
+    }
+
+    /// Whether a handler ended the program since the last start.
+    pub fn is_ending(&self) -> bool {
+        !lock(&self.held).is_empty()
+    }
+
+    /// At a new start, lanes that were held go on.
+    pub fn release_held(&self) {
+        let held = std::mem::take(&mut *lock(&self.held));
+        held.iter().for_each(|lane| self.bus.pause(lane, false));
     }
 
     /// The executor of async handlers.

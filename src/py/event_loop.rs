@@ -138,7 +138,9 @@ impl LoopSeat {
             slots: AtomicU64::new(0),
         });
         let previous = lock(&self.home).replace(home.clone());
-        drop(previous);
+        if let Some(previous) = previous {
+            previous.abandon(py);
+        }
         if self.ring.arm() {
             Ok(())
         } else {
@@ -192,6 +194,27 @@ impl LoopSeat {
 }
 
 impl Home {
+    /// The loop was closed, or belongs to another process, before the bus was stopped: handlers
+    /// that waited on it never go on, and their events go back.
+    fn abandon(&self, py: Python<'_>) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        drop(idle);
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        for task in tasks.values() {
+            // It never ends, and nobody is to hear that.
+            if let Err(error) = task.setattr(py, intern!(py, "_log_destroy_pending"), false) {
+                error.write_unraisable(py, None);
+            }
+        }
+        let suspended = std::mem::take(&mut *lock(&self.suspended));
+        for slot in suspended.values() {
+            if let Err(error) = slot.call_method0(py, intern!(py, "close")) {
+                error.write_unraisable(py, None);
+            }
+        }
+    }
+
     /// Wakes a slot that sleeps, or makes one. On the loop's thread.
     pub fn rouse(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         loop {

@@ -65,6 +65,18 @@ pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, erro
     }
 }
 
+/// Says in the log that a handler ends the program, and that its subscription is held for that.
+pub fn log_ending(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
+    static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let logged = LOG.import(py, "ironbus._log", "handler_ended_the_program").and_then(|log| {
+        let kind = error.get_type(py).name()?;
+        log.call1((&lane.handler.name, entry.sequence, kind))
+    });
+    if let Err(error) = logged {
+        error.write_unraisable(py, None);
+    }
+}
+
 /// The error of a handler that took longer than its limit.
 pub fn timed_out(seconds: f64) -> PyErr {
     PyTimeoutError::new_err(format!("the handler exceeded its timeout of {seconds} s"))

@@ -45,6 +45,14 @@ struct State {
     hired: u64,
 }
 
+impl State {
+    fn is_of(&self, crew: &Crew) -> bool {
+        self.crew
+            .as_ref()
+            .is_some_and(|current| std::ptr::eq(&**current, crew))
+    }
+}
+
 /// The threads of one start.
 pub struct Crew {
     core: Arc<Core>,
@@ -128,7 +136,10 @@ impl Pool {
     fn gone(self: &Arc<Self>, crew: &Crew, id: u64) {
         let hire = {
             let mut state = lock(&self.state);
-            state.threads -= 1;
+            // Threads of an earlier crew do not count.
+            if state.is_of(crew) {
+                state.threads -= 1;
+            }
             if state.ready.is_empty() {
                 None
             } else {
@@ -144,7 +155,12 @@ impl Pool {
 
     /// A thread could not be started.
     fn not_hired(&self, crew: &Crew, id: u64) {
-        lock(&self.state).threads -= 1;
+        {
+            let mut state = lock(&self.state);
+            if state.is_of(crew) {
+                state.threads -= 1;
+            }
+        }
         let thread = lock(&crew.threads).remove(&id);
         drop(thread);
     }
@@ -160,10 +176,11 @@ impl Pool {
         });
         let hire = {
             let mut state = lock(&self.state);
-            // Threads of a start whose loop was closed without a stop go home.
-            if state.crew.replace(crew).is_some() {
-                self.work.notify_all();
-            }
+            // Threads of an earlier crew serve no more, or did not survive a fork: they go home, if they
+            // are there, and do not count.
+            state.crew = Some(crew);
+            state.threads = 0;
+            self.work.notify_all();
             if state.ready.is_empty() {
                 None
             } else {
@@ -309,24 +326,10 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = now.saturating_sub(started);
-                        let (end, work) = (run::in_time(&runner.lane, end, work), Some(work));
-                        next = match run::finish(
-                            py,
-                            core,
-                            &runner.lane,
-                            entry,
-                            end,
-                            work,
-                            proceed,
-                            now,
-                        ) {
-                            Ok(next) => next,
-                            Err(ending) => {
-                                // It would be raised again and again: the subscription is held.
-                                core.bus.pause(&runner.lane, true);
-                                return Err(ending);
-                            }
-                        };
+                        let end = run::in_time(&runner.lane, end, work);
+                        let finished =
+                            run::finish(py, core, &runner.lane, entry, end, Some(work), proceed, now);
+                        next = finished?;
                     }
                     Progress::Awaitable(job) => {
                         core.event_loop().adopt(job);

@@ -307,6 +307,10 @@ pub fn finish(
             Ok(None)
         }
         End::Ending(error) => {
+            // It would be raised again and again: the subscription is held, before anybody else can
+            // take the event again.
+            core.hold(lane);
+            failure::log_ending(py, lane, &entry, &error);
             core.bus.put_back(lane, entry, now);
             Err(error)
         }

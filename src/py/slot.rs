@@ -33,7 +33,8 @@ pub struct Slot {
     state: Mutex<State>,
     /// The task, and its bound `cancelling`.
     task: OnceLock<(Py<PyAny>, Py<PyAny>)>,
-    timer: Mutex<Option<Py<PyAny>>>,
+    /// The timer, and when it runs out.
+    timer: Mutex<Option<(Py<PyAny>, u64)>>,
     result: GilCell<Option<Py<PyAny>>>,
 }
 
@@ -44,8 +45,6 @@ enum State {
     Idle,
     /// Its handler waits.
     Suspended(Box<Job>),
-    /// It takes a cancellation upon itself that a handler left behind.
-    Absorbing,
     /// It is being stepped, or has ended.
     Away,
 }
@@ -138,13 +137,12 @@ impl Slot {
                     match run::resume(py, core, job, this.id, Input::Value(none.bind(py))) {
                         Progress::Ended(entry, end) => {
                             now = this.now(py)?;
-                            if let Some(absorb) = this.clean_up(py)? {
-                                this.finish(py, &lane, entry, end, started, false, now)?;
-                                this.set(State::Absorbing);
-                                return Ok(Sent::Yielded(absorb));
-                            }
+                            let spent = this.is_spent(py)?;
                             // Its lane belongs to the threads.
                             this.finish(py, &lane, entry, end, started, false, now)?;
+                            if spent {
+                                return this.replace(py);
+                            }
                             continue;
                         }
                         Progress::Suspended(job, yielded) => {
@@ -178,10 +176,9 @@ impl Slot {
                     Progress::Ended(entry, end) => {
                         machine = monotonic_ns();
                         now = core.clock.at(py, machine)?;
-                        if let Some(absorb) = this.clean_up(py)? {
+                        if this.is_spent(py)? {
                             this.finish(py, &runner.lane, entry, end, started, false, now)?;
-                            this.set(State::Absorbing);
-                            return Ok(Sent::Yielded(absorb));
+                            return this.replace(py);
                         }
                         let proceed = machine < turn_over
                             && (in_a_row < QUANTUM || ring.is_empty())
@@ -286,47 +283,38 @@ impl Slot {
         Ok(Sent::Returned(py.None().into_bound(py)))
     }
 
+    /// Ends the slot that serves; another takes its place.
+    fn replace<'py>(&self, py: Python<'py>) -> PyResult<Sent<'py>> {
+        self.pass_on(py)?;
+        self.leave(py)
+    }
+
     fn retire(&self, py: Python<'_>) {
         self.set(State::Away);
         let task = lock(&self.home.tasks).remove(&self.id);
         drop(task);
         let suspended = lock(&self.home.suspended).remove(&self.id);
         drop(suspended);
-        let timer = lock(&self.timer).take();
-        if let Some(timer) = timer
-            && let Err(error) = timer.call_method0(py, intern!(py, "cancel"))
-        {
+        if let Err(error) = self.cancel_timer(py) {
             error.write_unraisable(py, None);
         }
     }
 
-    /// Frees the task of what a handler left behind: the next one must not be hit by a
-    /// cancellation that was meant for the last. Returns what to wait for if the task is about
-    /// to be cancelled at its next step.
-    #[inline]
-    fn clean_up<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let (_, cancelling) = self.task.get().expect("a slot is stepped by its task");
-        if cancelling.bind(py).call0()?.is_truthy()? {
-            self.absorb(py)
-        } else {
-            Ok(None)
+    fn cancel_timer(&self, py: Python<'_>) -> PyResult<()> {
+        let timer = lock(&self.timer).take();
+        match timer {
+            Some((timer, _)) => timer.call_method0(py, intern!(py, "cancel")).map(drop),
+            None => Ok(()),
         }
     }
 
-    #[cold]
-    fn absorb<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let task = self.task().bind(py);
-        while task.call_method0(intern!(py, "uncancel"))?.is_truthy()? {}
-        if !task.getattr(intern!(py, "_must_cancel"))?.is_truthy()? {
-            return Ok(None);
-        }
-        let future = self
-            .home
-            .event_loop
-            .bind(py)
-            .call_method0(intern!(py, "create_future"))?;
-        block_on(&future)?;
-        Ok(Some(future))
+    /// Whether the task was cancelled, by the handler, for it, or because the loop ends. Such a
+    /// task serves no more, so that neither the cancellation nor its count hits the next handler,
+    /// and so that whoever waits for the end of a cancelled task does not wait for ever.
+    #[inline]
+    fn is_spent(&self, py: Python<'_>) -> PyResult<bool> {
+        let (_, cancelling) = self.task.get().expect("a slot is stepped by its task");
+        cancelling.bind(py).call0()?.is_truthy()
     }
 
     /// The next step of the handler that waits here.
@@ -345,16 +333,16 @@ impl Slot {
             Progress::Awaitable(_) => unreachable!("it was stepped"),
         };
         let now = this.now(py)?;
-        let absorb = this.clean_up(py)?;
+        let spent = this.is_spent(py)?;
         // From here on it serves, if no other slot does.
         let serves = core.event_loop().ring.disarm();
         this.finish_resumed(py, &lane, entry, end, started, now)?;
-        if let Some(absorb) = absorb {
-            if serves {
-                this.pass_on(py)?;
-            }
-            this.set(State::Absorbing);
-            return Ok(Sent::Yielded(absorb));
+        if spent {
+            return if serves {
+                this.replace(py)
+            } else {
+                this.leave(py)
+            };
         }
         if serves || this.home.stopping.load(Ordering::Relaxed) {
             return Self::serve(slf);
@@ -394,12 +382,16 @@ impl Slot {
     }
 
     /// Looks after the deadline of the handler that waits here, with one timer that is armed
-    /// anew only when it has run out.
+    /// anew only when it has run out, or would run out too late.
     fn watch(slf: &Bound<'_, Self>, deadline: u64) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        if lock(&this.timer).is_some() {
+        if lock(&this.timer)
+            .as_ref()
+            .is_some_and(|(_, armed)| *armed <= deadline)
+        {
             return Ok(());
         }
+        this.cancel_timer(py)?;
         let left = deadline.saturating_sub(this.now(py)?) as f64 / 1e9;
         let on_timer = slf.getattr(intern!(py, "_on_timer"))?;
         let timer = this
@@ -407,7 +399,7 @@ impl Slot {
             .event_loop
             .bind(py)
             .call_method1(intern!(py, "call_later"), (left, on_timer))?;
-        *lock(&this.timer) = Some(timer.unbind());
+        *lock(&this.timer) = Some((timer.unbind(), deadline));
         Ok(())
     }
 }
@@ -421,7 +413,7 @@ impl Coroutine for Slot {
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
         match state {
-            State::Serving | State::Idle | State::Absorbing => Self::serve(slf),
+            State::Serving | State::Idle => Self::serve(slf),
             State::Suspended(job) => Self::go_on(slf, job, Input::Value(value)),
             State::Away => Err(native::reused("ironbus slot")),
         }
@@ -446,7 +438,6 @@ impl Slot {
         let state = std::mem::replace(&mut *lock(&this.state), State::Away);
         let stepped = match state {
             State::Suspended(job) => Self::go_on(slf, job, Input::Error(&error)),
-            State::Absorbing => Self::serve(slf),
             State::Serving | State::Idle => {
                 // Somebody cancels all tasks of the loop. The slot ends; if it was the one that
                 // serves, another takes its place.
