@@ -252,9 +252,20 @@ impl<O: Ops> Gate<O> {
         effects: &mut Effects<O>,
     ) -> Run {
         let mut state = lock(&self.state);
-        let mut run = Run { held: !state.open, ..Run::default() };
+        let mut run = Run {
+            held: !state.open,
+            ..Run::default()
+        };
         for offer in offers {
-            match self.admit_one(&mut state, &offer, route, Patience::None, None, now, effects) {
+            match self.admit_one(
+                &mut state,
+                &offer,
+                route,
+                Patience::None,
+                None,
+                now,
+                effects,
+            ) {
                 Admission::Accepted(sequence) | Admission::Held(sequence) => {
                     if run.count == 0 {
                         run.first = sequence;
@@ -1087,12 +1098,7 @@ impl<O: Ops> State<O> {
     }
 
     /// The lane that one who needs these lanes and stands behind these waiters waits for in vain.
-    fn stuck_on(
-        &self,
-        needed: &[Arc<Lane<O>>],
-        behind: &[u64],
-        moving: &Moving,
-    ) -> Option<LaneId> {
+    fn stuck_on(&self, needed: &[Arc<Lane<O>>], behind: &[u64], moving: &Moving) -> Option<LaneId> {
         if let Some(lane) = needed.iter().find(|lane| !self.moves(lane, moving)) {
             return Some(lane.id);
         }
