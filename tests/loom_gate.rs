@@ -114,7 +114,12 @@ fn giving_up_or_let_in_but_not_both() {
         assert_eq!(told(&flag), usize::from(!given_up));
         let (counts, lanes) = bus.report();
         assert_eq!(
-            (counts.offered, counts.waiting, counts.accepted, counts.cancelled),
+            (
+                counts.offered,
+                counts.waiting,
+                counts.accepted,
+                counts.cancelled
+            ),
             (2, 0, 2 - u64::from(given_up), u64::from(given_up))
         );
         assert_eq!(lanes[0].1, counts.accepted);
@@ -146,7 +151,11 @@ fn numbers_have_no_gap_and_no_repeat() {
         let there = publisher.join().unwrap();
         let mut given: Vec<u64> = there.into_iter().chain([here]).flatten().collect();
         given.sort_unstable();
-        assert_eq!(given, [1, 2], "one of two had room, and the third needed none");
+        assert_eq!(
+            given,
+            [1, 2],
+            "one of two had room, and the third needed none"
+        );
         assert_eq!(lane.depth(Normal), 1, "room in all lanes or in none");
         assert_eq!(wide.depth(Normal), 2);
         seat.scheduled();

@@ -70,16 +70,17 @@ impl World {
             let mut next = self.bus.take(&lane, 0);
             while let Some(run) = next {
                 let limit = lane.options.concurrency;
-                assert!(self.at_work.fetch_add(1, SeqCst) < limit, "too many at once");
+                assert!(
+                    self.at_work.fetch_add(1, SeqCst) < limit,
+                    "too many at once"
+                );
                 let entry = run.entry;
                 self.ended
                     .lock()
                     .unwrap()
                     .push((entry.level, entry.sequence, entry.event.payload));
                 self.at_work.fetch_sub(1, SeqCst);
-                next = self
-                    .bus
-                    .finish(&lane, &entry, Outcome::Done, None, true, 0);
+                next = self.bus.finish(&lane, &entry, Outcome::Done, None, true, 0);
             }
         }
     }
