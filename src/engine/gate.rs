@@ -76,10 +76,13 @@ pub struct Run {
     pub refused: bool,
 }
 
+/// A lane, and an event that it let go of.
+type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
+
 /// What is to be done once no lock is held.
 pub struct Effects<O: Ops> {
     /// Events that lanes let go of; their outcome is [`Outcome::Dropped`].
-    dropped: Vec<(Arc<Lane<O>>, Arc<Envelope<O>>)>,
+    dropped: Vec<Dropped<O>>,
     /// Waiters that were let in: their lanes are to be signalled, and their keys are seen.
     admitted: Vec<Waiter<O>>,
     wakers: Vec<O::Waker>,
@@ -155,6 +158,12 @@ struct Door<O: Ops> {
     routed: u64,
 }
 
+/// A wait of a handler, and the lanes that it waits for.
+type Blocked<O> = (u64, Vec<Arc<Lane<O>>>);
+
+/// The ledger's counts, and each lane with what was routed to it.
+pub type Report<O> = (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>);
+
 /// A registered wait of a handler, for the search for cycles.
 pub struct WaitId(LaneId, u64);
 
@@ -171,7 +180,7 @@ struct State<O: Ops> {
     ids: u64,
     /// Handlers that wait, by the lane that they occupy: for lanes to go on, or as one of the
     /// waiters, which has no lanes here.
-    blocked: HashMap<LaneId, Vec<(u64, Vec<Arc<Lane<O>>>)>>,
+    blocked: HashMap<LaneId, Vec<Blocked<O>>>,
     /// Whom to wake when all is quiet, or all but one lane.
     drainers: Vec<(O::Waker, Option<LaneId>)>,
     counts: Counts,
@@ -748,7 +757,7 @@ impl<O: Ops> Gate<O> {
     }
 
     /// The ledger's counts, and each lane with what was routed to it: one consistent moment.
-    pub fn report(&self) -> (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>) {
+    pub fn report(&self) -> Report<O> {
         let state = lock(&self.state);
         let doors = state.doors.iter().flatten();
         (
@@ -1063,7 +1072,7 @@ impl<O: Ops> State<O> {
                 }
             }
             for (lane, waits) in &self.blocked {
-                let moves = |(id, lanes): &(u64, Vec<Arc<Lane<O>>>)| {
+                let moves = |(id, lanes): &Blocked<O>| {
                     if self.waiters.contains_key(id) {
                         moving.waiters.contains(id)
                     } else {
