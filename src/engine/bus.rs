@@ -5,10 +5,10 @@
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{Admission, Effects, Gate, Offer, Patience, Run, Ticket, WaitId};
+use super::gate::{Admission, Effects, Gate, Offer, Patience, Report, Run, Ticket, WaitId};
 use super::idempotency::{Claim, Idempotency};
-use super::lane::{Entry, Finished, Lane, LaneId, LaneOptions, LaneReport, Turn};
-use super::ledger::{Counts, Ended};
+use super::lane::{Entry, Finished, Lane, LaneId, LaneOptions, Turn};
+use super::ledger::Ended;
 use super::ops::{Ops, Seat, wake_all};
 use super::router::Route;
 use super::settlement::Outcome;
@@ -323,7 +323,7 @@ impl<O: Ops> Bus<O> {
     }
 
     /// The whole ledger, of one moment.
-    pub fn report(&self) -> (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>) {
+    pub fn report(&self) -> Report<O> {
         self.gate.report()
     }
 

@@ -76,10 +76,13 @@ pub struct Run {
     pub refused: bool,
 }
 
+/// A lane, and an event that it let go of.
+type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
+
 /// What is to be done once no lock is held.
 pub struct Effects<O: Ops> {
     /// Events that lanes let go of; their outcome is [`Outcome::Dropped`].
-    dropped: Vec<(Arc<Lane<O>>, Arc<Envelope<O>>)>,
+    dropped: Vec<Dropped<O>>,
     /// Waiters that were let in: their lanes are to be signalled, and their keys are seen.
     admitted: Vec<Waiter<O>>,
     wakers: Vec<O::Waker>,
@@ -155,6 +158,12 @@ struct Door<O: Ops> {
     routed: u64,
 }
 
+/// A wait of a handler, and the lanes that it waits for.
+type Blocked<O> = (u64, Vec<Arc<Lane<O>>>);
+
+/// The ledger's counts, and each lane with what was routed to it.
+pub type Report<O> = (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>);
+
 /// A registered wait of a handler, for the search for cycles.
 pub struct WaitId(LaneId, u64);
 
@@ -169,8 +178,9 @@ struct State<O: Ops> {
     /// Waiters by what they need room in, first come first served.
     lines: HashMap<(LaneId, Priority), VecDeque<u64>>,
     ids: u64,
-    /// Handlers that wait for lanes, by the lane that they occupy.
-    blocked: HashMap<LaneId, Vec<(u64, Vec<Arc<Lane<O>>>)>>,
+    /// Handlers that wait, by the lane that they occupy: for lanes to go on, or as one of the
+    /// waiters, which has no lanes here.
+    blocked: HashMap<LaneId, Vec<Blocked<O>>>,
     /// Whom to wake when all is quiet, or all but one lane.
     drainers: Vec<(O::Waker, Option<LaneId>)>,
     counts: Counts,
@@ -387,8 +397,19 @@ impl<O: Ops> Gate<O> {
             return refuse();
         }
         if let Some(origin) = offer.origin {
-            let needed = state.needed(route, offer.level);
-            if let Some(cycle) = state.cycle(origin, &needed) {
+            let waited_for = route
+                .lanes
+                .iter()
+                .filter(|lane| lane.options.overflow == Overflow::Block);
+            let behind: Vec<_> = waited_for
+                .clone()
+                .filter_map(|lane| state.lines.get(&(lane.id, offer.level))?.back().copied())
+                .collect();
+            let needed: Vec<_> = waited_for
+                .filter(|lane| !lane.has_room(offer.level))
+                .cloned()
+                .collect();
+            if let Some(cycle) = state.cycle(origin, &needed, &behind) {
                 // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
                 let within = needed
                     .iter()
@@ -723,7 +744,7 @@ impl<O: Ops> Gate<O> {
         lanes: Vec<Arc<Lane<O>>>,
     ) -> Result<WaitId, EngineError> {
         let mut state = lock(&self.state);
-        if let Some(cycle) = state.cycle(origin, &lanes) {
+        if let Some(cycle) = state.cycle(origin, &lanes, &[]) {
             return Err(EngineError::Deadlock { cycle });
         }
         state.ids += 1;
@@ -738,7 +759,7 @@ impl<O: Ops> Gate<O> {
     }
 
     /// The ledger's counts, and each lane with what was routed to it: one consistent moment.
-    pub fn report(&self) -> (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>) {
+    pub fn report(&self) -> Report<O> {
         let state = lock(&self.state);
         let doors = state.doors.iter().flatten();
         (
@@ -777,6 +798,21 @@ impl<O: Ops> Gate<O> {
     pub fn held(&self) -> usize {
         lock(&self.state).held.len()
     }
+}
+
+/// See [`State::moving`].
+struct Moving {
+    origin: LaneId,
+    /// Those of which no handler is free. The others move anyway.
+    lanes: HashSet<LaneId>,
+    waiters: HashSet<u64>,
+    /// Who stands directly before each waiter in its lines.
+    ahead: HashMap<u64, Vec<u64>>,
+}
+
+enum Lack {
+    Room(LaneId),
+    Turn(u64),
 }
 
 enum FullLane {
@@ -937,39 +973,11 @@ impl<O: Ops> State<O> {
                 .push_back(id);
         }
         if let Some(origin) = waiter.origin {
-            let needed = self.needed(&waiter.route, waiter.level);
-            self.blocked.entry(origin).or_default().push((id, needed));
+            let waits = self.blocked.entry(origin).or_default();
+            waits.push((id, Vec::new()));
         }
         self.waiters.insert(id, waiter);
         any
-    }
-
-    /// The lanes that must go on before an event of this route and level gets in: those without
-    /// room, and those for which the publishers in front of it in some line wait.
-    fn needed(&self, route: &Route<O>, level: Priority) -> Vec<Arc<Lane<O>>> {
-        let mut needed: Vec<Arc<Lane<O>>> = Vec::new();
-        let mut seen = HashSet::new();
-        let mut lines: Vec<LaneId> = Vec::new();
-        let mut look = |route: &Route<O>, lines: &mut Vec<LaneId>| {
-            for lane in &route.lanes {
-                if lane.options.overflow == Overflow::Block && seen.insert(lane.id) {
-                    lines.push(lane.id);
-                    if !lane.has_room(level) {
-                        needed.push(lane.clone());
-                    }
-                }
-            }
-        };
-        look(route, &mut lines);
-        while let Some(lane) = lines.pop() {
-            for id in self.lines.get(&(lane, level)).into_iter().flatten() {
-                // One that is being lined up again is not in the list.
-                if let Some(waiter) = self.waiters.get(id) {
-                    look(&waiter.route, &mut lines);
-                }
-            }
-        }
-        needed
     }
 
     fn dequeue(&mut self, id: u64) -> Option<Waiter<O>> {
@@ -1018,43 +1026,111 @@ impl<O: Ops> State<O> {
                 .all(|door| Some(door.lane.id) == excused || door.lane.is_quiet())
     }
 
-    /// If a handler in `origin` waited until all of `needed` have gone on: would that be for ever?
-    /// Then the names of the lanes in the cycle.
-    fn cycle(&self, origin: LaneId, needed: &[Arc<Lane<O>>]) -> Option<String> {
-        let mut path = Vec::new();
-        let stuck = needed.iter().any(|lane| {
-            path.clear();
-            !self.can_go_on(lane, origin, &mut HashSet::new(), &mut path)
-        });
-        stuck.then(|| {
-            let mut names = vec![self.name(origin)];
-            names.extend(path.iter().map(|lane| self.name(*lane)));
-            names.join(" waits for ")
-        })
+    /// If a handler in `origin` waited until all of `needed` have gone on and the waiters `behind`
+    /// which it would stand are let in: would that be for ever? Then the names of the lanes in the cycle.
+    fn cycle(&self, origin: LaneId, needed: &[Arc<Lane<O>>], behind: &[u64]) -> Option<String> {
+        if behind.is_empty() && !needed.iter().any(|lane| self.is_occupied(lane, origin)) {
+            return None;
+        }
+        let moving = self.moving(origin);
+        let mut stuck = self.stuck_on(needed, behind, &moving)?;
+        let mut path = vec![origin];
+        while !path.contains(&stuck) {
+            path.push(stuck);
+            let waits = self.blocked.get(&stuck).map_or(&[][..], Vec::as_slice);
+            let next = waits.iter().find_map(|(id, lanes)| {
+                if self.waiters.contains_key(id) {
+                    self.stuck_on(&[], &[*id], &moving)
+                } else {
+                    self.stuck_on(lanes, &[], &moving)
+                }
+            });
+            // Nobody else occupies it: it waits for itself.
+            stuck = next.unwrap_or(stuck);
+        }
+        path.push(stuck);
+        let names: Vec<_> = path.into_iter().map(|lane| self.name(lane)).collect();
+        Some(names.join(" waits for "))
     }
 
-    /// Whether some handler of the lane is free, or waits only for lanes that can go on.
-    fn can_go_on(
-        &self,
-        lane: &Arc<Lane<O>>,
-        origin: LaneId,
-        visited: &mut HashSet<LaneId>,
-        path: &mut Vec<LaneId>,
-    ) -> bool {
-        path.push(lane.id);
-        if !visited.insert(lane.id) {
-            return false;
+    /// Whether all handlers of the lane wait, with one more of `origin`.
+    fn is_occupied(&self, lane: &Lane<O>, origin: LaneId) -> bool {
+        let waiting = self.blocked.get(&lane.id).map_or(0, Vec::len);
+        waiting + usize::from(lane.id == origin) >= lane.options.concurrency
+    }
+
+    /// The lanes and the waiters that will go on, each because others do. Grown from nothing, so
+    /// that no two count on each other, and one that is counted on by many is found once.
+    fn moving(&self, origin: LaneId) -> Moving {
+        let mut ahead: HashMap<u64, Vec<u64>> = HashMap::new();
+        for line in self.lines.values() {
+            for (first, second) in line.iter().zip(line.iter().skip(1)) {
+                if first != second {
+                    ahead.entry(*second).or_default().push(*first);
+                }
+            }
         }
-        let waits = self.blocked.get(&lane.id).map_or(&[][..], Vec::as_slice);
-        let stuck = waits.len() + usize::from(lane.id == origin);
-        if stuck < lane.options.concurrency {
-            return true;
+        let mut moving = Moving {
+            origin,
+            lanes: HashSet::new(),
+            waiters: HashSet::new(),
+            ahead,
+        };
+        loop {
+            let before = moving.lanes.len() + moving.waiters.len();
+            for (id, waiter) in &self.waiters {
+                if !moving.waiters.contains(id) && self.lacks(*id, waiter, &moving).is_none() {
+                    moving.waiters.insert(*id);
+                }
+            }
+            for (lane, waits) in &self.blocked {
+                let moves = |(id, lanes): &Blocked<O>| {
+                    if self.waiters.contains_key(id) {
+                        moving.waiters.contains(id)
+                    } else {
+                        lanes.iter().all(|lane| self.moves(lane, &moving))
+                    }
+                };
+                if waits.iter().any(moves) {
+                    moving.lanes.insert(*lane);
+                }
+            }
+            if moving.lanes.len() + moving.waiters.len() == before {
+                return moving;
+            }
         }
-        waits.iter().any(|(_, needed)| {
-            needed
-                .iter()
-                .all(|next| self.can_go_on(next, origin, visited, path))
-        })
+    }
+
+    fn moves(&self, lane: &Lane<O>, moving: &Moving) -> bool {
+        moving.lanes.contains(&lane.id) || !self.is_occupied(lane, moving.origin)
+    }
+
+    /// What keeps a waiter from being let in.
+    fn lacks(&self, id: u64, waiter: &Waiter<O>, moving: &Moving) -> Option<Lack> {
+        let full = waiter.route.lanes.iter().find(|lane| {
+            lane.options.overflow == Overflow::Block
+                && !lane.has_room(waiter.level)
+                && !self.moves(lane, moving)
+        });
+        let ahead = moving.ahead.get(&id).into_iter().flatten();
+        let mut ahead = ahead.filter(|ahead| !moving.waiters.contains(*ahead));
+        full.map(|lane| Lack::Room(lane.id))
+            .or_else(|| ahead.next().map(|ahead| Lack::Turn(*ahead)))
+    }
+
+    /// The lane that one who needs these lanes and stands behind these waiters waits for in vain.
+    fn stuck_on(&self, needed: &[Arc<Lane<O>>], behind: &[u64], moving: &Moving) -> Option<LaneId> {
+        if let Some(lane) = needed.iter().find(|lane| !self.moves(lane, moving)) {
+            return Some(lane.id);
+        }
+        let mut waiter = *behind.iter().find(|id| !moving.waiters.contains(*id))?;
+        // Whoever stands ahead came earlier, so this ends.
+        loop {
+            match self.lacks(waiter, &self.waiters[&waiter], moving)? {
+                Lack::Room(lane) => return Some(lane),
+                Lack::Turn(ahead) => waiter = ahead,
+            }
+        }
     }
 
     fn name(&self, lane: LaneId) -> String {

@@ -347,7 +347,7 @@ impl<O: Ops> Lane<O> {
                 let returned = &mut consumer.returned[level];
                 let at = returned.partition_point(|other| other.sequence < entry.sequence);
                 returned.insert(at, entry);
-            },
+            }
         }
         self.turn(&mut consumer, false, now)
     }

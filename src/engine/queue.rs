@@ -94,7 +94,10 @@ impl<T> Tail<T> {
             // SAFETY: the segment lives until the consumer has read all its slots, and the
             // one at `tail.slot` is not yet `filled`, so the consumer does not look at it.
             let segment = unsafe { &*tail.segment };
-            segment.slots[tail.slot].with_mut(|slot| unsafe { (*slot).write(value) });
+            segment.slots[tail.slot].with_mut(|slot| {
+                // SAFETY: as just said, nobody else looks at this slot now.
+                unsafe { (*slot).write(value) };
+            });
             tail.slot += 1;
             segment.filled.store(tail.slot, Ordering::Release);
         });

@@ -68,10 +68,12 @@ pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, erro
 /// Says in the log that a handler ends the program, and that its subscription is held for that.
 pub fn log_ending(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
     static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let logged = LOG.import(py, "ironbus._log", "handler_ended_the_program").and_then(|log| {
-        let kind = error.get_type(py).name()?;
-        log.call1((&lane.handler.name, entry.sequence, kind))
-    });
+    let logged = LOG
+        .import(py, "ironbus._log", "handler_ended_the_program")
+        .and_then(|log| {
+            let kind = error.get_type(py).name()?;
+            log.call1((&lane.handler.name, entry.sequence, kind))
+        });
     if let Err(error) = logged {
         error.write_unraisable(py, None);
     }

@@ -327,8 +327,16 @@ impl Worker {
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = now.saturating_sub(started);
                         let end = run::in_time(&runner.lane, end, work);
-                        let finished =
-                            run::finish(py, core, &runner.lane, entry, end, Some(work), proceed, now);
+                        let finished = run::finish(
+                            py,
+                            core,
+                            &runner.lane,
+                            entry,
+                            end,
+                            Some(work),
+                            proceed,
+                            now,
+                        );
                         next = finished?;
                     }
                     Progress::Awaitable(job) => {

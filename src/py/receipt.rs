@@ -1,7 +1,6 @@
 //! What a publisher gets: the number of its event, and the way to learn what becomes of it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::intern;
 use pyo3::prelude::*;

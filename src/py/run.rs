@@ -130,7 +130,9 @@ fn prepare<'py>(
     base: &Py<PyAny>,
 ) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
-    let deadline = handler.timeout.map(|timeout| now.saturating_add(timeout) as f64 / 1e9);
+    let deadline = handler
+        .timeout
+        .map(|timeout| now.saturating_add(timeout) as f64 / 1e9);
     let event = Event::deliver(
         py,
         record,
