@@ -164,10 +164,12 @@ impl Core {
     /// Whether it is time for a publisher, who has published so many more, to give the loop a turn.
     #[inline]
     pub fn turn_is_due(&self, publishes: usize, now: u64) -> bool {
-        let publishes = self
-            .publishes
-            .load(Ordering::Relaxed)
-            .saturating_add(publishes as u32);
+        let before = self.publishes.load(Ordering::Relaxed);
+        if before == 0 {
+            // The time counts from the first publish: one after a pause has kept nobody waiting.
+            self.last_turn.store(now, Ordering::Relaxed);
+        }
+        let publishes = before.saturating_add(publishes as u32);
         self.publishes.store(publishes, Ordering::Relaxed);
         publishes >= PUBLISHES_PER_TURN
             || now.saturating_sub(self.last_turn.load(Ordering::Relaxed)) > TURN
