@@ -110,7 +110,7 @@ class Bus:
         order: Literal["lane", "key", "computed", "nothing"],
         overflow: str | None,
         bound: int | None,
-        publisher_context: bool,
+        publisher_context: bool | None,
     ) -> LaneHandle: ...
     def _open_stream(self, topics: list[str], name: str, bound: int | None) -> StreamSource: ...
     def publish_sync(

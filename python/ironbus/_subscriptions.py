@@ -346,7 +346,7 @@ def lane_options(options: SubscribeOptions, handler: Handler) -> dict[str, Any]:
         "order": order,
         "overflow": options.get("overflow"),
         "bound": options.get("max_queue_size"),
-        "publisher_context": options.get("context") == "publisher",
+        "publisher_context": None if options.get("context") is None else options.get("context") == "publisher",
     }
 
 

@@ -74,9 +74,10 @@ const REST: u8 = (WINDOW - 1) as u8;
 ///
 /// A turn comes with every [`WINDOW`]th start at the latest, and each of the other
 /// levels below CRITICAL takes at most one before a head that is already aged: turns
-/// go by how long a head has been *head*, not by the age of its event.
+/// go by how long a head has been *head*, not by the age of its event. One start more: a
+/// head whose level is the top one when a turn is due leaves the turn to a lower level.
 pub const fn max_starts_before_aged_moves() -> u64 {
-    WINDOW * (Priority::COUNT as u64 - 1)
+    WINDOW * (Priority::COUNT as u64 - 1) + 1
 }
 
 /// What a lane remembers of its starts in order to choose the next one.

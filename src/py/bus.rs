@@ -130,7 +130,7 @@ impl Bus {
         order: &str,
         overflow: Option<&str>,
         bound: Option<usize>,
-        publisher_context: bool,
+        publisher_context: Option<bool>,
     ) -> PyResult<LaneHandle> {
         let core = self.core()?;
         let order = match order {
@@ -153,7 +153,7 @@ impl Bus {
             filter,
             order_by,
             timeout: timeout.map(|seconds| (seconds * 1e9) as u64),
-            publisher_context,
+                        publisher_context: core.in_publishers_context(publisher_context),
             name,
         };
         let seat = if is_async {

@@ -55,6 +55,7 @@ pub struct Core {
     pub pool_seat: Arc<PySeat>,
     /// Lanes that are paused because their handler ended the program.
     held: Mutex<Vec<PyLane>>,
+        contexts_wanted: AtomicBool,
     running: AtomicBool,
     /// The process in which the bus was started.
     generation: AtomicU32,
@@ -78,6 +79,7 @@ impl Core {
             loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             held: Mutex::default(),
+                        contexts_wanted: AtomicBool::new(false),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),
@@ -122,6 +124,22 @@ impl Core {
     /// Whether a lane is one of this bus's.
     pub fn owns(&self, lane: &PyLane) -> bool {
         Arc::ptr_eq(lane.seat(), &self.loop_seat) || Arc::ptr_eq(lane.seat(), &self.pool_seat)
+    }
+
+    /// Whether a subscription's handler runs in its publisher's context, by its own option or by
+    /// the bus's. If so, publishers leave theirs from now on.
+    pub fn in_publishers_context(&self, own: Option<bool>) -> bool {
+        let wanted = own.unwrap_or(self.settings.publisher_context);
+        if wanted {
+            self.contexts_wanted.store(true, Ordering::Relaxed);
+        }
+        wanted
+    }
+
+    /// Whether publishers leave their context.
+    #[inline]
+    pub fn wants_contexts(&self) -> bool {
+        self.contexts_wanted.load(Ordering::Relaxed)
     }
 
     /// Now, on the bus's clock.

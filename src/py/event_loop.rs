@@ -15,8 +15,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::context::Base;
 use super::core::Core;
-use super::native;
 use super::ops::{PyLane, report_unless_closed, resolve};
 use super::run::Job;
 use super::slot::Slot;
@@ -46,7 +46,7 @@ pub struct Home {
     /// The loop.
     pub event_loop: Py<PyAny>,
     /// What handlers run in a copy of.
-    pub context: Py<PyAny>,
+    pub context: Base,
     /// No more work is begun.
     pub stopping: AtomicBool,
     /// Slots that sleep, each with the future that wakes it.
@@ -129,7 +129,7 @@ impl LoopSeat {
         let home = Arc::new(Home {
             core: core.clone(),
             event_loop: event_loop.unbind(),
-            context: native::copy_context(py, None)?.unbind(),
+            context: Base::current(py)?,
             stopping: AtomicBool::new(false),
             idle: Mutex::default(),
             suspended: Mutex::default(),

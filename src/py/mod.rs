@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 mod bus;
 mod cell;
 mod clock;
+mod context;
 mod core;
 mod current;
 mod dataclass;

@@ -14,9 +14,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use super::clock::monotonic_ns;
+use super::context::Base;
 use super::core::{Core, TURN};
 use super::current::Runner;
-use super::native;
 use super::ops::PyLane;
 use super::run::{self, Progress};
 use crate::engine::bus::Next;
@@ -56,7 +56,7 @@ impl State {
 /// The threads of one start.
 pub struct Crew {
     core: Arc<Core>,
-    context: Py<PyAny>,
+    context: Base,
     threads: Mutex<HashMap<u64, Py<PyAny>>>,
     /// Those that wait for work. Changed under the pool's lock.
     idle: AtomicUsize,
@@ -167,7 +167,7 @@ impl Pool {
 
     /// Begins to serve.
     pub fn open(self: &Arc<Self>, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
-        let context = native::copy_context(py, None)?.unbind();
+        let context = Base::current(py)?;
         let crew = Arc::new(Crew {
             core: core.clone(),
             context,

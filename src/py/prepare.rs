@@ -190,7 +190,7 @@ fn prepare_parts(
     if core.settings.by_content && key.is_none() {
         key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
     }
-    if core.settings.publisher_context {
+    if core.wants_contexts() {
         extras.context = Some(native::copy_context(py, None)?.unbind());
         any = true;
     }

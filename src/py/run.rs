@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use super::context::Base;
 use super::core::Core;
 use super::current::{self, Active, Runner};
 use super::event::Event;
@@ -70,7 +71,7 @@ pub fn begin(
     runner: Runner,
     entry: Entry<PyOps>,
     now: u64,
-    base: &Py<PyAny>,
+    base: &Base,
     steps: bool,
 ) -> (Runner, Progress) {
     let (event, context) = match prepare(py, &runner.lane, &entry, now, base) {
@@ -93,8 +94,11 @@ pub fn begin(
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
-        ended => {
+                ended => {
             Event::recycle(py, event);
+            if !runner.lane.handler.publisher_context {
+                base.done(context);
+            }
             let end = match ended {
                 Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
                 Ok(_) => End::Outcome(Outcome::Done),
@@ -127,7 +131,7 @@ fn prepare<'py>(
     lane: &PyLane,
     entry: &Entry<PyOps>,
     now: u64,
-    base: &Py<PyAny>,
+    base: &Base,
 ) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
     let deadline = handler
@@ -141,8 +145,11 @@ fn prepare<'py>(
         &handler.name,
         deadline,
     )?;
-    let own = record.context().filter(|_| handler.publisher_context);
-    Ok((event, native::copy_context(py, Some(own.unwrap_or(base)))?))
+        let context = match record.context().filter(|_| handler.publisher_context) {
+        Some(publishers) => native::copy_context(py, Some(publishers))?,
+        None => base.fresh(py)?,
+    };
+    Ok((event, context))
 }
 
 enum Called<'py> {

@@ -61,7 +61,7 @@ impl Slot {
     pub fn spawn(py: Python<'_>, home: Arc<Home>, id: u64) -> PyResult<()> {
         static TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let event_loop = home.event_loop.clone_ref(py);
-        let context = native::copy_context(py, Some(&home.context))?;
+        let context = home.context.fresh(py)?;
         let slot = Slot {
             home: home.clone(),
             id,
