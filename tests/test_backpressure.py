@@ -469,6 +469,40 @@ def test_a_cycle_through_a_waiting_publisher():
     run(main(), 20)
 
 
+def test_a_cycle_through_publishers_that_use_up_the_room():
+    """There is room for a handler's event, but not after those who wait in front of it: it goes on at once."""
+
+    async def main():
+        bus = EventBus()
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def one(event):
+            if event.data.get("first"):
+                begun.set()
+                await go_on.wait()
+                await bus.publish("a", {})
+
+        bus.subscribe("a*", one, name="one", max_queue_size=2)
+        two = Held(bus, "*b", max_queue_size=1)
+        async with bus:
+            await bus.publish("a", {"first": True})
+            await begun.wait()
+            await two.begin()
+            await bus.publish("b", {"n": 0})
+            outsiders = [asyncio.create_task(bus.publish("ab", {"n": n})) for n in range(1, 6)]
+            await turns()
+            assert bus.audit().waiting == 5
+            go_on.set()
+            await turns()
+            two.release()
+            async with asyncio.timeout(5):
+                await asyncio.gather(*outsiders)
+                await bus.drain()
+        assert two.seen == [0, 1, 2, 3, 4, 5]
+
+    run(main(), 20)
+
+
 def test_beyond_the_hard_limit_it_is_an_error():
     """A circle that never ends does not eat the memory: WouldDeadlock names it, and nothing is lost."""
 

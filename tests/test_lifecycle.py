@@ -642,8 +642,8 @@ bus.sync.start()
 receipt = bus.publish_sync("t", {})
 begun.wait()
 bus.publish_sync("t", {})
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     CALL
 except KeyboardInterrupt:
     audit = bus.audit()

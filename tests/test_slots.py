@@ -734,9 +734,8 @@ def test_an_ending_from_an_async_handler(ending, suspends):
     bus.subscribe("t", handler)
 
     async def main():
+        await bus.publish_many([("t", {}), ("t", {})])
         await bus.start()
-        await bus.publish("t", {})
-        await bus.publish("t", {})
         await asyncio.sleep(30)
 
     with pytest.raises(ending):
@@ -1009,6 +1008,11 @@ def test_awaiting_twice_raises(method):
     run(main())
 
 
+def to_the_end(coroutine):
+    while True:
+        coroutine.send(None)
+
+
 @pytest.mark.parametrize("method", ["publish", "publish_many"])
 def test_closing_and_throwing(method):
     """close() and throw() before the first step leave no trace; afterwards it is used up."""
@@ -1034,8 +1038,7 @@ def test_closing_and_throwing(method):
             thrown_class.throw(asyncio.CancelledError)
         stepped = make()
         with pytest.raises(StopIteration) as ended:
-            while True:  # it may give the loop a turn first
-                stepped.send(None)
+            to_the_end(stepped)
         assert ended.value.value is not None
         stepped.close()
         assert bus.audit().offered == 1

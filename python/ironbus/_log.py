@@ -11,6 +11,9 @@ import traceback
 
 logger = logging.getLogger("ironbus")
 
+#: The interpreter ends, and handlers on threads are ended with it.
+leaving = False
+
 
 def handler_failed(subscription: str, event_type: str, sequence: int, attempt: int, error: BaseException) -> None:
     """A handler failed for good. Called from the thread that ran it."""
@@ -30,8 +33,10 @@ def handler_failed(subscription: str, event_type: str, sequence: int, attempt: i
 
 def handler_ended_the_program(subscription: str, sequence: int, kind: str) -> None:
     """A handler raised SystemExit or KeyboardInterrupt; its subscription is held until the next start."""
+    if leaving:
+        return
     logger.error(
-        "handler %s raised %s on event %d: the event is kept, and the subscription is paused until resume() or the next start",
+        "handler %s raised %s on event %d: the event is kept; the subscription is paused until resume() or a new start",
         subscription,
         kind,
         sequence,

@@ -38,7 +38,7 @@ class Settlement:
 
 async def settled(receipt: Receipt, cascade: bool) -> Settlement:
     """See :meth:`ironbus.Receipt.settled`."""
-    guard = receipt._guard()
+    guard = receipt._guard(cascade)
     try:
         while (future := receipt._settlement_future(cascade)) is not None:
             await future

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from ironbus import _core, _interval
+from ironbus import _core, _exit, _interval
 from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._event_log import EventLog
 from ironbus._subscriptions import (
@@ -225,6 +225,7 @@ class EventBus(_core.Bus):
         """
         if self._open():
             self._stopping = None
+            _exit.remember(self)
             # A start whose loop was closed without a stop holds it already.
             if not self._holds_interval:
                 self._holds_interval = True

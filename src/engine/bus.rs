@@ -217,9 +217,19 @@ impl<O: Ops> Bus<O> {
 
     /// For an executor that must let go of an event: back to the head of its lane.
     pub fn put_back(&self, lane: &Arc<Lane<O>>, entry: Entry<O>, now: Nanos) {
-        let turn = lane.put_back(entry, now);
-        let next = self.after(lane, turn, now);
-        debug_assert!(next.is_none());
+        match lane.put_back(entry, now) {
+            Ok(turn) => {
+                let next = self.after(lane, turn, now);
+                debug_assert!(next.is_none());
+            }
+            // The subscription ended meanwhile: nobody is there to take it again.
+            Err(entry) => {
+                wake_all(entry.event.settle(lane, Outcome::Dropped));
+                let mut effects = Effects::default();
+                self.gate.after_settlement(&mut effects);
+                self.carry_out(effects, now);
+            }
+        }
     }
 
     /// For an executor that worked out a token. The event to start now, which may be another.

@@ -153,7 +153,7 @@ impl Bus {
             filter,
             order_by,
             timeout: timeout.map(|seconds| (seconds * 1e9) as u64),
-                        publisher_context: core.in_publishers_context(publisher_context),
+            publisher_context: core.in_publishers_context(publisher_context),
             name,
         };
         let seat = if is_async {
@@ -285,6 +285,13 @@ impl Bus {
         let threads = core.pool().close(py)?;
         let (tasks, interrupted) = core.event_loop().halt(py, own)?;
         Ok((tasks, threads, interrupted))
+    }
+
+    /// The interpreter ends: no more work is begun on threads. Returns those that end now.
+    fn _dismiss(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {
+        let core = Self::core_of(slf.as_any())?;
+        core.bus.close();
+        core.pool().close(slf.py())
     }
 
     /// Lets go of the loop after `_halt`.

@@ -55,7 +55,7 @@ pub struct Core {
     pub pool_seat: Arc<PySeat>,
     /// Lanes that are paused because their handler ended the program.
     held: Mutex<Vec<PyLane>>,
-        contexts_wanted: AtomicBool,
+    contexts_wanted: AtomicBool,
     running: AtomicBool,
     /// The process in which the bus was started.
     generation: AtomicU32,
@@ -79,7 +79,7 @@ impl Core {
             loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             held: Mutex::default(),
-                        contexts_wanted: AtomicBool::new(false),
+            contexts_wanted: AtomicBool::new(false),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),

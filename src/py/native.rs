@@ -480,6 +480,15 @@ impl<'py> AsyncMethods<'py> {
     }
 }
 
+/// Has a thread raise an exception as soon as it runs Python again. False: there is no such thread.
+pub fn raise_in_thread(
+    ident: std::ffi::c_long,
+    exception: &Bound<'_, pyo3::types::PyType>,
+) -> bool {
+    // SAFETY: attached; the exception is a valid class, of which the callee takes a reference.
+    unsafe { ffi::PyThreadState_SetAsyncExc(ident, exception.as_ptr()) > 0 }
+}
+
 /// The awaitable's iterator: what `await` steps.
 pub fn awaitable_iterator<'py>(
     awaitable: &Bound<'py, PyAny>,

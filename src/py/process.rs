@@ -19,8 +19,15 @@ fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Has a thread raise SystemExit as soon as it runs Python again. False: there is no such thread.
+#[pyfunction]
+pub fn end_thread(py: Python<'_>, ident: std::ffi::c_long) -> bool {
+    super::native::raise_in_thread(ident, &py.get_type::<pyo3::exceptions::PySystemExit>())
+}
+
 /// Has forks counted, where there are any.
 pub fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(end_thread, m)?)?;
     let os = m.py().import("os")?;
     if os.hasattr("register_at_fork")? {
         let hooks = PyDict::new(m.py());

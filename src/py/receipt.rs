@@ -151,7 +151,7 @@ impl Receipt {
                 "wait() would block the event loop of this thread; use await receipt.settled()",
             ));
         }
-        let guard = this.guard(py)?;
+        let guard = this.guard(py, cascade)?;
         let started = std::time::Instant::now();
         while !this.is_over(cascade) {
             let signal = Arc::new(Signal::default());
@@ -200,8 +200,8 @@ impl Receipt {
     }
 
     /// Registers that the handler in this thread waits; raises if that closes a cycle of waits.
-    fn _guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
-        self.guard(py)
+    fn _guard(&self, py: Python<'_>, cascade: bool) -> PyResult<Option<Guard>> {
+        self.guard(py, cascade)
     }
 
     /// What is known now, by subscription.
@@ -252,13 +252,24 @@ impl Receipt {
 }
 
 impl Receipt {
-    fn guard(&self, py: Python<'_>) -> PyResult<Option<Guard>> {
+    fn guard(&self, py: Python<'_>, cascade: bool) -> PyResult<Option<Guard>> {
         if self.is_over(true) {
             return Ok(None);
         }
         let Some(origin) = current::origin() else {
             return Ok(None);
         };
+        // All events of a cascade share one tree, and the handler's own event is not settled.
+        if let (true, Some(mine), Some(tree)) = (cascade, origin.cause.tree(), self.event.tree())
+            && Arc::ptr_eq(&mine, &tree)
+        {
+            return Err(Error::WouldDeadlock.new(
+                py,
+                "cascade",
+                "the event that this handler handles is part of the same cascade, which would wait for the handler itself; \
+                 leave cascade out",
+            ));
+        }
         let lanes = self.lanes();
         // A receipt of another bus: that one cannot wait for this handler.
         if !lanes.iter().any(|lane| origin.core.owns(lane)) {

@@ -94,7 +94,7 @@ pub fn begin(
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
-                ended => {
+        ended => {
             Event::recycle(py, event);
             if !runner.lane.handler.publisher_context {
                 base.done(context);
@@ -145,7 +145,7 @@ fn prepare<'py>(
         &handler.name,
         deadline,
     )?;
-        let context = match record.context().filter(|_| handler.publisher_context) {
+    let context = match record.context().filter(|_| handler.publisher_context) {
         Some(publishers) => native::copy_context(py, Some(publishers))?,
         None => base.fresh(py)?,
     };
