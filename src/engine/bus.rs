@@ -217,19 +217,9 @@ impl<O: Ops> Bus<O> {
 
     /// For an executor that must let go of an event: back to the head of its lane.
     pub fn put_back(&self, lane: &Arc<Lane<O>>, entry: Entry<O>, now: Nanos) {
-        match lane.put_back(entry, now) {
-            Ok(turn) => {
-                let next = self.after(lane, turn, now);
-                debug_assert!(next.is_none());
-            }
-            // The subscription ended meanwhile: nobody is there to take it again.
-            Err(entry) => {
-                wake_all(entry.event.settle(lane, Outcome::Dropped));
-                let mut effects = Effects::default();
-                self.gate.after_settlement(&mut effects);
-                self.carry_out(effects, now);
-            }
-        }
+        let turn = lane.put_back(entry, now);
+        let next = self.after(lane, turn, now);
+        debug_assert!(next.is_none());
     }
 
     /// For an executor that worked out a token. The event to start now, which may be another.
@@ -283,6 +273,9 @@ impl<O: Ops> Bus<O> {
 
     #[inline]
     fn carry_out(&self, effects: Effects<O>, now: Nanos) {
+        if effects.is_empty() {
+            return;
+        }
         for key in effects.carry_out() {
             wake_all(self.keys.commit(&key, now));
         }

@@ -80,7 +80,11 @@ pub struct Run {
 type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
 
 /// What is to be done once no lock is held.
-pub struct Effects<O: Ops> {
+///
+/// Mostly there is nothing, which costs one word.
+pub struct Effects<O: Ops>(Option<Box<PutOff<O>>>);
+
+struct PutOff<O: Ops> {
     /// Events that lanes let go of; their outcome is [`Outcome::Dropped`].
     dropped: Vec<Dropped<O>>,
     /// Waiters that were let in: their lanes are to be signalled, and their keys are seen.
@@ -92,12 +96,7 @@ pub struct Effects<O: Ops> {
 
 impl<O: Ops> Default for Effects<O> {
     fn default() -> Self {
-        Self {
-            dropped: Vec::new(),
-            admitted: Vec::new(),
-            wakers: Vec::new(),
-            retired: Vec::new(),
-        }
+        Self(None)
     }
 }
 
@@ -310,10 +309,10 @@ impl<O: Ops> Gate<O> {
     ) -> Admission<O> {
         let state = &mut **state;
         if route.epoch != state.epoch {
-            effects.retired.push(std::mem::replace(
+            effects.retire([std::mem::replace(
                 route,
                 self.router.route(offer.event_type),
-            ));
+            )]);
         }
         state.counts.offered += 1;
         if !state.open {
@@ -340,7 +339,7 @@ impl<O: Ops> Gate<O> {
         }
         let sequence = self.sequencer.next();
         state.counts.accepted += 1;
-        effects.wakers.extend(offer.event.routed(route.owed));
+        effects.wake(offer.event.routed(route.owed));
         for lane in &route.lanes {
             state.push(
                 lane,
@@ -481,9 +480,7 @@ impl<O: Ops> Gate<O> {
                         event: waiter.event.clone(),
                     });
                 } else {
-                    effects
-                        .wakers
-                        .extend(waiter.event.routed(waiter.route.owed));
+                    effects.wake(waiter.event.routed(waiter.route.owed));
                     for lane in &waiter.route.lanes {
                         state.push(
                             lane,
@@ -498,9 +495,9 @@ impl<O: Ops> Gate<O> {
                 }
                 let mut ticket = lock(&waiter.ticket.state);
                 ticket.admitted = Some((sequence, waiter.route.clone()));
-                effects.wakers.extend(ticket.waker.take());
+                effects.wake(ticket.waker.take().into_iter().collect());
                 drop(ticket);
-                effects.admitted.push(waiter);
+                effects.put_off().admitted.push(waiter);
             }
         }
     }
@@ -596,7 +593,7 @@ impl<O: Ops> Gate<O> {
         for topic in topics {
             let epoch = self.router.add(topic, subscription, lane.clone());
             state.epoch = epoch.number;
-            effects.retired.extend(epoch.retired);
+            effects.retire(epoch.retired);
         }
         self.reroute(&mut state, now, effects);
         subscription
@@ -607,7 +604,7 @@ impl<O: Ops> Gate<O> {
         let mut state = lock(&self.state);
         let epoch = self.router.remove(subscription);
         state.epoch = epoch.number;
-        effects.retired.extend(epoch.retired);
+        effects.retire(epoch.retired);
         self.reroute(&mut state, now, effects);
     }
 
@@ -615,9 +612,9 @@ impl<O: Ops> Gate<O> {
     pub fn close_lane(&self, lane: &Arc<Lane<O>>, effects: &mut Effects<O>) {
         let mut state = lock(&self.state);
         let left = lane.close();
-        effects
-            .dropped
-            .extend(left.into_iter().map(|entry| (lane.clone(), entry.event)));
+        for entry in left {
+            effects.let_go(lane, entry.event);
+        }
         let door = state.doors[lane.slot].take();
         self.notice_quiet(&mut state, effects);
         drop(state);
@@ -635,9 +632,7 @@ impl<O: Ops> Gate<O> {
         for id in &ids {
             let mut waiter = state.dequeue(*id).expect("listed");
             let route = self.router.route(&waiter.event_type);
-            effects
-                .retired
-                .push(std::mem::replace(&mut waiter.route, route));
+            effects.retire([std::mem::replace(&mut waiter.route, route)]);
             waiters.push(waiter);
         }
         let mut lines = HashSet::new();
@@ -667,7 +662,7 @@ impl<O: Ops> Gate<O> {
         let mut routes = Vec::with_capacity(held.len());
         for held in &held {
             let route = self.router.route(&held.event_type);
-            effects.wakers.extend(held.event.routed(route.owed));
+            effects.wake(held.event.routed(route.owed));
             held.event.set_route(route.clone());
             for lane in &route.lanes {
                 state.push(
@@ -727,7 +722,7 @@ impl<O: Ops> Gate<O> {
         let before = drainers.len();
         for (waker, excused) in drainers {
             if state.is_quiet(excused) {
-                effects.wakers.push(waker);
+                effects.put_off().wakers.push(waker);
             } else {
                 state.drainers.push((waker, excused));
             }
@@ -837,26 +832,61 @@ fn signal<O: Ops>(route: &Arc<Route<O>>) {
 }
 
 impl<O: Ops> Effects<O> {
+    #[cold]
+    fn put_off(&mut self) -> &mut PutOff<O> {
+        self.0.get_or_insert_with(|| {
+            Box::new(PutOff {
+                dropped: Vec::new(),
+                admitted: Vec::new(),
+                wakers: Vec::new(),
+                retired: Vec::new(),
+            })
+        })
+    }
+
     /// A lane has let go of an event and counted that.
     pub(super) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Arc<Envelope<O>>) {
-        self.dropped.push((lane.clone(), event));
+        self.put_off().dropped.push((lane.clone(), event));
+    }
+
+    #[inline]
+    fn wake(&mut self, wakers: Vec<O::Waker>) {
+        if !wakers.is_empty() {
+            self.put_off().wakers.extend(wakers);
+        }
+    }
+
+    fn retire(&mut self, routes: impl IntoIterator<Item = Arc<Route<O>>>) {
+        self.put_off().retired.extend(routes);
+    }
+
+    /// Whether there is nothing to do.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Does what was put off. Called with no lock held. Returns the keys of events that were let in.
     pub fn carry_out(self) -> Vec<Digest> {
-        if self.dropped.is_empty() && self.admitted.is_empty() && self.wakers.is_empty() {
+        let Some(put_off) = self.0 else {
             return Vec::new();
-        }
-        let mut wakers = self.wakers;
-        for (lane, event) in self.dropped {
+        };
+        let PutOff {
+            dropped,
+            admitted,
+            mut wakers,
+            retired,
+        } = *put_off;
+        for (lane, event) in dropped {
             wakers.extend(event.settle(&lane, Outcome::Dropped));
         }
         let mut claims = Vec::new();
-        for waiter in self.admitted {
+        for waiter in admitted {
             signal(&waiter.route);
             claims.extend(waiter.claim);
         }
         super::ops::wake_all(wakers);
+        drop(retired);
         claims
     }
 }
@@ -895,7 +925,7 @@ impl<O: Ops> State<O> {
         if !lane.has_room(level) {
             match lane.options.overflow {
                 Overflow::DropOldest => match lane.evict(level) {
-                    Some(evicted) => effects.dropped.push((lane.clone(), evicted.event)),
+                    Some(evicted) => effects.let_go(lane, evicted.event),
                     // Everything queued had begun before: the newcomer goes instead.
                     None => return Self::turn_away(lane, event, effects),
                 },
@@ -916,7 +946,7 @@ impl<O: Ops> State<O> {
 
     fn turn_away(lane: &Arc<Lane<O>>, event: &Arc<Envelope<O>>, effects: &mut Effects<O>) {
         lane.turn_away();
-        effects.dropped.push((lane.clone(), event.clone()));
+        effects.let_go(lane, event.clone());
     }
 
     fn enqueue(

@@ -328,14 +328,9 @@ impl<O: Ops> Lane<O> {
     }
 
     /// For an executor that must let go of an entry that it has not settled: back to the head.
-    /// An entry of a lane that was closed meanwhile is given back, counted as dropped.
-    pub fn put_back(&self, mut entry: Entry<O>, now: Nanos) -> Result<Turn<O>, Entry<O>> {
+    /// An entry of a lane that was closed meanwhile is dropped, counted.
+    pub fn put_back(&self, mut entry: Entry<O>, now: Nanos) -> Turn<O> {
         let mut consumer = lock(&self.consumer);
-        if consumer.closed {
-            consumer.tally.count(Tallied::Dropped);
-            self.leave(&mut consumer, entry.token);
-            return Err(entry);
-        }
         // It did not have its chance: the attempt does not count.
         entry.attempt = entry.attempt.saturating_sub(1);
         if consumer.closed {
@@ -355,7 +350,7 @@ impl<O: Ops> Lane<O> {
                 returned.insert(at, entry);
             }
         }
-        Ok(self.turn(&mut consumer, false, now))
+        self.turn(&mut consumer, false, now)
     }
 
     /// For an executor that took an entry from a lane with [`Order::Computed`] and knows its
