@@ -404,10 +404,11 @@ impl<O: Ops> Gate<O> {
                 .clone()
                 .filter_map(|lane| state.lines.get(&(lane.id, offer.level))?.back().copied())
                 .collect();
-            let needed: Vec<_> = waited_for
-                .filter(|lane| !lane.has_room(offer.level))
-                .cloned()
-                .collect();
+            // Room that is left may be used up by those in front.
+            let scarce = |lane: &&Arc<Lane<O>>| {
+                !lane.has_room(offer.level) || state.lines.contains_key(&(lane.id, offer.level))
+            };
+            let needed: Vec<_> = waited_for.filter(scarce).cloned().collect();
             if let Some(cycle) = state.cycle(origin, &needed, &behind) {
                 // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
                 let within = needed
@@ -1138,8 +1139,13 @@ impl<O: Ops> State<O> {
     /// What keeps a waiter from being let in.
     fn lacks(&self, id: u64, waiter: &Waiter<O>, moving: &Moving) -> Option<Lack> {
         let full = waiter.route.lanes.iter().find(|lane| {
+            // Room that is left may be used up by those in front.
+            let first = || {
+                let line = self.lines.get(&(lane.id, waiter.level));
+                line.is_none_or(|line| line.front() == Some(&id))
+            };
             lane.options.overflow == Overflow::Block
-                && !lane.has_room(waiter.level)
+                && !(lane.has_room(waiter.level) && first())
                 && !self.moves(lane, moving)
         });
         let ahead = moving.ahead.get(&id).into_iter().flatten();
