@@ -163,6 +163,8 @@ struct Consumer<O: Ops> {
     heads: [Head<Entry<O>>; LEVELS],
     /// Events that go before the heads: they were started and put back.
     returned: [VecDeque<Entry<O>>; LEVELS],
+    /// How many there are of them, so that nobody looks where there are none.
+    returns: usize,
     starts: Starts,
     keys: Keys<O>,
     /// An executor works out the token of an event; the next one must not overtake it.
@@ -198,6 +200,7 @@ impl<O: Ops> Lane<O> {
         let consumer = Consumer {
             heads: heads.try_into().ok().expect(four),
             returned: Default::default(),
+            returns: 0,
             starts: Starts::default(),
             keys: Keys {
                 busy: HashMap::new(),
@@ -348,6 +351,7 @@ impl<O: Ops> Lane<O> {
                 let returned = &mut consumer.returned[level];
                 let at = returned.partition_point(|other| other.sequence < entry.sequence);
                 returned.insert(at, entry);
+                consumer.returns += 1;
             }
         }
         self.turn(&mut consumer, false, now)
@@ -399,6 +403,7 @@ impl<O: Ops> Lane<O> {
         let mut left: Vec<Entry<O>> = consumer.keys.drain();
         for level in 0..LEVELS {
             left.extend(consumer.returned[level].drain(..));
+            consumer.returns = 0;
             while let Some(entry) = consumer.heads[level].pop() {
                 left.push(entry);
             }
@@ -499,6 +504,22 @@ impl<O: Ops> Lane<O> {
         }
     }
 
+    /// Since when the head of a level waits. A level that is empty is not looked at: its queue is
+    /// a line of the cache that nothing else needs.
+    #[inline]
+    fn since(&self, consumer: &mut Consumer<O>, level: usize) -> Option<Nanos> {
+        if self.depth[level].load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        consumer.since(level)
+    }
+
+    #[inline]
+    fn has_work(&self, consumer: &mut Consumer<O>) -> bool {
+        (0..LEVELS).any(|level| self.since(consumer, level).is_some())
+            || !consumer.keys.freed.is_empty()
+    }
+
     #[inline]
     fn is_ready(&self) -> bool {
         self.state.load(Ordering::Relaxed) & !NUDGED == READY
@@ -528,9 +549,10 @@ impl<O: Ops> Lane<O> {
             return Some(entry);
         }
         loop {
-            let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| consumer.since(level));
+            let since: [Option<Nanos>; LEVELS] =
+                std::array::from_fn(|level| self.since(consumer, level));
             let level = consumer.starts.choose(now, since)?;
-            let entry = match consumer.returned[level].pop_front() {
+            let entry = match consumer.take_returned(level) {
                 Some(entry) => entry,
                 None => consumer.heads[level].pop()?,
             };
@@ -558,12 +580,12 @@ impl<O: Ops> Lane<O> {
             self.state.store(BUSY, Ordering::Relaxed);
             return false;
         }
-        if consumer.has_work() {
+        if self.has_work(consumer) {
             self.state.store(READY, Ordering::Relaxed);
             return true;
         }
         self.state.swap(IDLE, Ordering::AcqRel);
-        consumer.has_work() && self.signal()
+        self.has_work(consumer) && self.signal()
     }
 }
 
@@ -571,15 +593,22 @@ impl<O: Ops> Consumer<O> {
     /// Since when the head of a level waits.
     #[inline]
     fn since(&mut self, level: usize) -> Option<Nanos> {
-        match self.returned[level].front() {
-            Some(entry) => Some(entry.at),
-            None => self.heads[level].peek().map(|entry| entry.at),
+        if self.returns > 0
+            && let Some(entry) = self.returned[level].front()
+        {
+            return Some(entry.at);
         }
+        self.heads[level].peek().map(|entry| entry.at)
     }
 
     #[inline]
-    fn has_work(&mut self) -> bool {
-        (0..LEVELS).any(|level| self.since(level).is_some()) || !self.keys.freed.is_empty()
+    fn take_returned(&mut self, level: usize) -> Option<Entry<O>> {
+        if self.returns == 0 {
+            return None;
+        }
+        let entry = self.returned[level].pop_front()?;
+        self.returns -= 1;
+        Some(entry)
     }
 }
 

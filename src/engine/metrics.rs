@@ -6,8 +6,19 @@ use hdrhistogram::Histogram;
 use super::clock::Nanos;
 
 /// A distribution of times.
+///
+/// The last few are kept as they came and counted together: a histogram is spread over
+/// many lines of the cache, and a thousand lanes in turn would miss them with every event.
 #[derive(Default)]
-pub struct Latencies(Option<Box<Histogram<u32>>>);
+pub struct Latencies {
+    /// Nanoseconds. Single precision is more than the histogram keeps.
+    recent: [f32; RECENT],
+    length: u32,
+    histogram: Option<Box<Histogram<u32>>>,
+}
+
+/// With its length, one line of the cache.
+const RECENT: usize = 15;
 
 /// Percentiles of a distribution of times, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,12 +39,24 @@ impl Latencies {
     /// Counts one time.
     #[inline]
     pub fn record(&mut self, time: Nanos) {
-        let histogram = self.0.get_or_insert_with(Self::empty);
-        let recorded = histogram.record(time);
-        debug_assert!(
-            recorded.is_ok(),
-            "a histogram that resizes itself holds every u64"
-        );
+        if self.length as usize == RECENT {
+            self.count();
+        }
+        self.recent[self.length as usize] = time as f32;
+        self.length += 1;
+    }
+
+    #[cold]
+    fn count(&mut self) {
+        let histogram = self.histogram.get_or_insert_with(Self::empty);
+        for time in &self.recent[..self.length as usize] {
+            let recorded = histogram.record(*time as u64);
+            debug_assert!(
+                recorded.is_ok(),
+                "a histogram that resizes itself holds every u64"
+            );
+        }
+        self.length = 0;
     }
 
     #[cold]
@@ -44,8 +67,11 @@ impl Latencies {
     }
 
     /// What was recorded so far.
-    pub fn percentiles(&self) -> Percentiles {
-        let Some(histogram) = &self.0 else {
+    pub fn percentiles(&mut self) -> Percentiles {
+        if self.length > 0 {
+            self.count();
+        }
+        let Some(histogram) = &self.histogram else {
             return Percentiles::default();
         };
         Percentiles {
