@@ -32,7 +32,6 @@ mod refusal;
 mod routes;
 mod run;
 mod slot;
-mod still;
 mod stream;
 mod walk;
 

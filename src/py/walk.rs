@@ -1,14 +1,7 @@
-//! From a payload to its canonical JSON and its content key.
-//!
-//! The canonical JSON is what `json.dumps(data, sort_keys=True, allow_nan=False)` returns.
-//! Payloads of exact builtins are written here; anything rare in one (subclasses, keys that
-//! are not strings, big integers, lone surrogates, NaN, great depth, cycles) sends the whole
-//! of it to `json.dumps` itself, so what comes out, and what is refused, is the standard
-//! library's by construction.
-//!
-//! The GIL is held throughout, and the walk here runs no Python code, so nobody can change a
-//! list or dictionary while it is read. That does not hold for `json.dumps`, which takes care
-//! of itself; nothing here is borrowed while it runs, and it may come back to this module.
+//! From a Python payload to canonical JSON: what `json.dumps(data, sort_keys=True,
+//! allow_nan=False)` returns. Exact builtins are written by a walk of our own ([`fast`]);
+//! as soon as it meets anything else the whole payload goes to the standard library, so that
+//! the result, and what is refused, is the standard library's by construction.
 
 use std::cell::Cell;
 
@@ -18,171 +11,115 @@ use pyo3::types::{PyDict, PyString};
 
 use super::errors::Error;
 use super::refusal;
-use super::still::{Kind, Still, hold_still};
-use crate::engine::digest::{Digest, write_f64, write_i64, write_str, write_u64};
+use crate::engine::digest::Digest;
+use fast::Scratch;
 
-/// Containers within containers up to this depth are written here.
-const DEPTH: usize = 128;
+mod fast;
 
-/// A thread keeps its buffers for the next payload, unless they have become larger than this.
-const KEEP: usize = 1 << 16;
-
-type Entry<'a> = (&'a str, Still<'a>);
-
-#[derive(Default)]
-struct Scratch {
-    bytes: Vec<u8>,
-    /// Always empty: kept for its memory.
-    entries: Vec<Entry<'static>>,
-}
+/// More than this is not kept for the next payload of the thread.
+const KEEP: usize = 64 * 1024;
 
 thread_local! {
-    /// Taken out while in use, so that there is no borrow that somebody could run into.
-    static SCRATCH: Cell<Scratch> = const {
-        Cell::new(Scratch { bytes: Vec::new(), entries: Vec::new() })
-    };
+    // Taken out while they are used, so that Python code which is called meanwhile, and comes
+    // back here, finds the cell empty instead of borrowed.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
 }
 
-/// SHA-256 of the UTF-8 of `f"{type}:{json.dumps(data, sort_keys=True, allow_nan=False)}"`.
-/// The type is the text of the string, also where a subclass formats itself otherwise.
+/// Appends the UTF-8 of `f"{type}:{json.dumps(data, sort_keys=True, allow_nan=False)}"`. After an
+/// error the buffer is as it was.
+///
+/// The caller has checked that the type is a `str`. The walk accepts what `json.dumps` accepts
+/// with its whole stack before it; how deep that is depends on the interpreter.
+#[inline]
+pub fn canonical(
+    py: Python<'_>,
+    type_: &Bound<'_, PyString>,
+    data: &Bound<'_, PyAny>,
+    buffer: &mut Vec<u8>,
+) -> PyResult<()> {
+    let start = buffer.len();
+    let written = write_type(py, type_, buffer).and_then(|()| write_json(py, data, buffer));
+    if written.is_err() {
+        buffer.truncate(start);
+    }
+    written
+}
+
+/// SHA-256 of what [`canonical`] writes: the identity of an event's content.
 #[inline]
 pub fn content_digest(
     py: Python<'_>,
-    event_type: &Bound<'_, PyString>,
+    type_: &Bound<'_, PyString>,
     data: &Bound<'_, PyAny>,
 ) -> PyResult<Digest> {
-    let Ok(text) = event_type.to_str() else {
-        return Err(not_utf8(py));
-    };
-    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
-    scratch.bytes.clear();
-    scratch.bytes.extend_from_slice(text.as_bytes());
-    scratch.bytes.push(b':');
-    let written = write_builtins(&mut scratch, data);
-    let digest = written.then(|| Digest::of(&scratch.bytes));
-    if scratch.bytes.capacity() <= KEEP && scratch.entries.capacity() <= KEEP {
-        // At the thread's exit there is nowhere left to keep it.
-        let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    let mut buffer = BUFFER.take();
+    buffer.clear();
+    let digest = canonical(py, type_, data, &mut buffer).map(|()| Digest::of(&buffer));
+    if buffer.capacity() <= KEEP {
+        BUFFER.set(buffer);
     }
-    match digest {
-        Some(digest) => Ok(digest),
-        None => by_json_dumps(py, text, data),
+    digest
+}
+
+#[inline]
+fn write_type(py: Python<'_>, type_: &Bound<'_, PyString>, buffer: &mut Vec<u8>) -> PyResult<()> {
+    // The text counts, by which the event is routed too; what an f-string makes of an enumeration
+    // is another thing in each version of Python.
+    match type_.to_str() {
+        Ok(text) => {
+            buffer.extend_from_slice(text.as_bytes());
+            buffer.push(b':');
+            Ok(())
+        }
+        Err(_) => Err(Error::InvalidType.new(
+            py,
+            "type",
+            "type: a lone surrogate has no UTF-8 form; use printable text",
+        )),
     }
 }
 
-#[cold]
-fn not_utf8(py: Python<'_>) -> PyErr {
-    let text = "type contains a lone surrogate, which UTF-8 cannot hold; use printable text";
-    Error::InvalidType.new(py, "type", text)
+#[inline]
+fn write_json(py: Python<'_>, data: &Bound<'_, PyAny>, buffer: &mut Vec<u8>) -> PyResult<()> {
+    let start = buffer.len();
+    let mut scratch = SCRATCH.take();
+    let written = fast::write(data, buffer, &mut scratch);
+    if scratch.is_small() {
+        SCRATCH.set(scratch);
+    }
+    if written {
+        return Ok(());
+    }
+    buffer.truncate(start);
+    write_by_standard_library(py, data, buffer)
 }
 
 #[cold]
-fn by_json_dumps(py: Python<'_>, event_type: &str, data: &Bound<'_, PyAny>) -> PyResult<Digest> {
-    static DUMPS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let options = PyDict::new(py);
-    options.set_item("sort_keys", true)?;
-    options.set_item("allow_nan", false)?;
-    let json = DUMPS
-        .import(py, "json", "dumps")?
-        .call((data,), Some(&options))
+fn write_by_standard_library(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    buffer: &mut Vec<u8>,
+) -> PyResult<()> {
+    let text = encode(py)?
+        .call1((data,))
         .map_err(|error| refusal::explain(data, error))?;
-    let json = json.cast::<PyString>()?.to_str()?;
-    Ok(Digest::of_parts(&[
-        event_type.as_bytes(),
-        b":",
-        json.as_bytes(),
-    ]))
+    buffer.extend_from_slice(text.cast::<PyString>()?.to_str()?.as_bytes());
+    Ok(())
 }
 
-/// Appends the JSON; false, with a part of it appended, if `json.dumps` must do it.
-#[inline]
-#[allow(unsafe_code)]
-fn write_builtins(scratch: &mut Scratch, data: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: the walk calls nothing but the functions of `still` and the writers of the
-    // engine, and is over at the first thing that is not an exact builtin.
-    unsafe {
-        hold_still(data, |data| {
-            let mut walk = Walk {
-                out: &mut scratch.bytes,
-                entries: recycled(std::mem::take(&mut scratch.entries)),
-            };
-            let written = walk.value(data, DEPTH);
-            scratch.entries = recycled(walk.entries);
-            written
-        })
-    }
-}
-
-/// The same memory for entries of another lifetime.
-#[inline]
-fn recycled<'a>(mut entries: Vec<Entry<'_>>) -> Vec<Entry<'a>> {
-    entries.clear();
-    entries
-        .into_iter()
-        .map(|_| unreachable!("it is empty"))
-        .collect()
-}
-
-struct Walk<'a, 'o> {
-    out: &'o mut Vec<u8>,
-    /// A stack: those of the dictionaries that the walk is in the middle of.
-    entries: Vec<Entry<'a>>,
-}
-
-impl<'a> Walk<'a, '_> {
-    fn value(&mut self, object: Still<'a>, depth: usize) -> bool {
-        match object.kind() {
-            Kind::Str(text) => write_str(self.out, text),
-            Kind::Signed(number) => write_i64(self.out, number),
-            Kind::Unsigned(number) => write_u64(self.out, number),
-            Kind::Float(number) => return write_f64(self.out, number),
-            Kind::None => self.out.extend_from_slice(b"null"),
-            Kind::Bool(true) => self.out.extend_from_slice(b"true"),
-            Kind::Bool(false) => self.out.extend_from_slice(b"false"),
-            Kind::Items(_) | Kind::Dict(_) if depth == 0 => return false,
-            Kind::Items(items) => return self.items(items, depth - 1),
-            Kind::Dict(dict) => {
-                let first = self.entries.len();
-                return dict.each(|key, value| self.entries.push((key, value)))
-                    && self.sorted(first, depth - 1);
-            }
-            Kind::Other => return false,
-        }
-        true
-    }
-
-    fn items(&mut self, items: &'a [Still<'a>], depth: usize) -> bool {
-        self.out.push(b'[');
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                self.out.extend_from_slice(b", ");
-            }
-            if !self.value(*item, depth) {
-                return false;
-            }
-        }
-        self.out.push(b']');
-        true
-    }
-
-    /// The entries from the `first` on, in the order of their keys' code points, which is that
-    /// of their bytes.
-    fn sorted(&mut self, first: usize, depth: usize) -> bool {
-        self.entries[first..].sort_unstable_by(|left, right| left.0.cmp(right.0));
-        self.out.push(b'{');
-        for index in first..self.entries.len() {
-            let (key, value) = self.entries[index];
-            if index > first {
-                self.out.extend_from_slice(b", ");
-            }
-            write_str(self.out, key);
-            self.out.extend_from_slice(b": ");
-            if !self.value(value, depth) {
-                return false;
-            }
-        }
-        self.out.push(b'}');
-        self.entries.truncate(first);
-        true
-    }
+/// What `json.dumps` makes for each of its calls, made once.
+fn encode(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static ENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let encode = ENCODE.get_or_try_init(py, || {
+        let options = PyDict::new(py);
+        options.set_item("sort_keys", true)?;
+        options.set_item("allow_nan", false)?;
+        let encoder = py
+            .import("json")?
+            .getattr("JSONEncoder")?
+            .call((), Some(&options))?;
+        encoder.getattr("encode").map(Bound::unbind)
+    })?;
+    Ok(encode.bind(py))
 }

@@ -156,7 +156,7 @@ def through_bus(
             nonlocal seen
             seen += 1
 
-                bus.subscribe("order", handler)
+        bus.subscribe("order", handler)
         batches(len(work))
         async with bus:
             start = time.perf_counter()
