@@ -259,7 +259,9 @@ impl World {
             let Some(at) = goes else { return };
             let waiter = self.waiting.remove(at).unwrap();
             let number = waiter
-                .ticket.admitted().map(|(sequence, _)| sequence)
+                .ticket
+                .admitted()
+                .map(|(sequence, _)| sequence)
                 .expect("the engine let it in as well");
             self.numbers += 1;
             assert_eq!(waiter.flag.told(), 1, "the waiter was told once");

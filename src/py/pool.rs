@@ -1,8 +1,8 @@
 //! Where sync handlers run: a bounded number of threads that are hired when there is
 //! work and nobody is idle, and go when there has been none for a while.
 //!
-//! A worker stays attached to the interpreter from event to event and detaches only to
-//! wait, and every 500 µs, so that the event loop's wake-ups stay within a millisecond.
+//! A worker stays attached to the interpreter from event to event. It detaches to wait,
+//! and now and then for a moment, so that the event loop wakes up within a millisecond.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +24,13 @@ use crate::engine::sync::lock;
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long a worker stays attached at most, in nanoseconds. Handlers written in Python are made to
+/// let go by the interpreter, after the switch interval; this is for those that are not. It is
+/// longer than that interval on purpose: letting go just before a waiting thread may insist makes
+/// that thread begin its wait anew.
+const HOLD: u64 = 2 * TURN;
+/// Long enough for the thread that was waiting to be there before this one is back.
+const PAUSE: Duration = Duration::from_micros(20);
 /// Threads beyond the limit that stand in for ones that wait for the bus.
 const STAND_INS: usize = 64;
 
@@ -318,9 +325,8 @@ impl Worker {
                 match progress {
                     Progress::Ended(entry, end) => {
                         let at = monotonic_ns();
-                        if at - attached > TURN {
-                            // Somebody else's turn. Yielding makes sure that he gets it.
-                            py.detach(std::thread::yield_now);
+                        if at - attached > HOLD {
+                            py.detach(|| std::thread::sleep(PAUSE));
                             attached = monotonic_ns();
                         }
                         now = core.clock.at(py, at)?;
