@@ -1,6 +1,6 @@
 //! One slot of the event loop: the coroutine of a real task that runs handlers.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use pyo3::intern;
@@ -31,8 +31,10 @@ pub struct Slot {
     home: Arc<Home>,
     id: u64,
     state: Mutex<State>,
-    /// The task, and its bound `cancelling`.
-    task: OnceLock<(Py<PyAny>, Py<PyAny>)>,
+    /// The task.
+    task: OnceLock<Py<PyAny>>,
+    /// The task was cancelled since somebody asked.
+    cancels: AtomicBool,
     /// The timer, and when it runs out.
     timer: Mutex<Option<(Py<PyAny>, u64)>>,
     result: GilCell<Option<Py<PyAny>>>,
@@ -67,6 +69,7 @@ impl Slot {
             id,
             state: Mutex::new(State::Serving),
             task: OnceLock::new(),
+            cancels: AtomicBool::new(false),
             timer: Mutex::new(None),
             result: GilCell::new(None),
         };
@@ -77,11 +80,10 @@ impl Slot {
         options.set_item("context", context)?;
         // Made directly: a task factory of the program's might start it at once, or elsewhere.
         let task = TASK
-            .import(py, "asyncio", "Task")?
+            .import(py, "ironbus._slot_task", "SlotTask")?
             .call((&slot,), Some(&options))?;
-        let cancelling = task.getattr(intern!(py, "cancelling"))?.unbind();
         lock(&home.tasks).insert(id, task.clone().unbind());
-        let set = slot.get().task.set((task.unbind(), cancelling));
+        let set = slot.get().task.set(task.unbind());
         debug_assert!(set.is_ok());
         Ok(())
     }
@@ -98,7 +100,7 @@ impl Slot {
     }
 
     fn task(&self) -> &Py<PyAny> {
-        &self.task.get().expect("a slot is stepped by its task").0
+        self.task.get().expect("a slot is stepped by its task")
     }
 
     fn set(&self, state: State) {
@@ -313,8 +315,20 @@ impl Slot {
     /// and so that whoever waits for the end of a cancelled task does not wait for ever.
     #[inline]
     fn is_spent(&self, py: Python<'_>) -> PyResult<bool> {
-        let (_, cancelling) = self.task.get().expect("a slot is stepped by its task");
-        cancelling.bind(py).call0()?.is_truthy()
+        if self.cancels.load(Ordering::Relaxed) {
+            self.ask_whether_spent(py)
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// A handler may have taken a cancellation back, as `asyncio.timeout` does.
+    #[cold]
+    fn ask_whether_spent(&self, py: Python<'_>) -> PyResult<bool> {
+        self.cancels.store(false, Ordering::Relaxed);
+        self.task()
+            .call_method0(py, intern!(py, "cancelling"))?
+            .is_truthy(py)
     }
 
     /// The next step of the handler that waits here.
@@ -514,6 +528,11 @@ impl Slot {
     #[getter]
     fn cr_running(&self) -> bool {
         matches!(*lock(&self.state), State::Away)
+    }
+
+    /// The task is being cancelled.
+    fn _note_cancel(&self) {
+        self.cancels.store(true, Ordering::Relaxed);
     }
 
     fn _on_timer(slf: &Bound<'_, Self>) -> PyResult<()> {
