@@ -260,7 +260,8 @@ impl World {
             let waiter = self.waiting.remove(at).unwrap();
             let number = waiter
                 .ticket
-                .sequence()
+                .admitted()
+                .map(|(sequence, _)| sequence)
                 .expect("the engine let it in as well");
             self.numbers += 1;
             assert_eq!(waiter.flag.told(), 1, "the waiter was told once");

@@ -73,7 +73,7 @@ pub fn content_digest(
 #[cold]
 fn not_utf8(py: Python<'_>) -> PyErr {
     let text = "type contains a lone surrogate, which UTF-8 cannot hold; use printable text";
-    Error::InvalidType.new(py, "type", text)
+    Error::InvalidType.exception(py, "type", text)
 }
 
 #[cold]
