@@ -88,7 +88,7 @@ fn two_waiters_are_let_in_as_they_came() {
         let second = publish(&bus, "t", Normal, 3, Patience::Wait);
         let next = consumer.join().unwrap();
         assert_eq!(next, Some(2), "the first to wait was let in first");
-        assert_eq!(first.sequence(), Some(2));
+        assert_eq!(first.admitted().map(|(sequence, _)| sequence), Some(2));
         match second {
             Published::Accepted(number) => assert_eq!(number, 3),
             Published::Waiting(ticket) => {

@@ -55,7 +55,7 @@ fn overflow(py: Python<'_>, name: &str) -> PyResult<Overflow> {
         "drop_new" => Overflow::DropNew,
         _ => {
             let text = "overflow must be \"block\", \"reject\", \"drop_oldest\" or \"drop_new\"";
-            return Err(Error::InvalidOption.new(py, "overflow", text));
+            return Err(Error::InvalidOption.exception(py, "overflow", text));
         }
     })
 }

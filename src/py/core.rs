@@ -170,7 +170,7 @@ impl Core {
     #[inline]
     pub fn check_process(&self, py: Python<'_>) -> PyResult<()> {
         if self.is_running() && self.generation.load(Ordering::Relaxed) != process::generation() {
-            return Err(Error::Forked.new(
+            return Err(Error::Forked.exception(
                 py,
                 "",
                 "this bus was started by a parent of this process and does not run in this one; call start() here first",

@@ -9,7 +9,7 @@ use crate::engine::error::EngineError;
 
 macro_rules! exceptions {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        /// An exception class of `ironbus.errors`, by name.
+        /// An exception class of `ironbus.errors` that is raised from here, by name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Error { $($(#[$doc])* $name),* }
 
@@ -28,16 +28,14 @@ macro_rules! exceptions {
 }
 
 exceptions! {
-    IronbusError,
-    InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidData,
+    InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
-    InvalidSubscription, InvalidPattern, InvalidHandler, InvalidOption,
-    QueueFull, WouldDeadlock, NotStarted, WrongLoop, Forked, Unsettled,
+    QueueFull, WouldDeadlock, Forked, Unsettled,
 }
 
 impl Error {
     /// The exception, for the field at `path` (empty when no field is at fault).
-    pub fn new(self, py: Python<'_>, path: &str, text: impl Into<String>) -> PyErr {
+    pub fn exception(self, py: Python<'_>, path: &str, text: impl Into<String>) -> PyErr {
         let text: String = text.into();
         match self.class(py).and_then(|class| class.call1((text, path))) {
             Ok(instance) => PyErr::from_value(instance),
@@ -53,7 +51,7 @@ pub fn engine(py: Python<'_>, error: &EngineError) -> PyErr {
         EngineError::NotStarted { .. } => Error::QueueFull,
         EngineError::Deadlock { .. } => Error::WouldDeadlock,
     };
-    class.new(py, "", error.to_string())
+    class.exception(py, "", error.to_string())
 }
 
 /// The same error, for the event at this place of a batch.

@@ -21,7 +21,7 @@ fn digest(event_type: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<Di
         Ok(event_type) => walk::content_digest(py, event_type, data),
         Err(_) => {
             let text = "type must be a string, for example \"order.paid\"";
-            Err(Error::InvalidType.new(py, "type", text))
+            Err(Error::InvalidType.exception(py, "type", text))
         }
     }
 }
@@ -69,7 +69,7 @@ impl IdempotencyManager {
         };
         if clock.as_ref().is_some_and(|clock| !clock.is_callable()) {
             let text = "clock must be a callable that returns seconds, for example time.monotonic";
-            return Err(Error::InvalidOption.new(py, "clock", text));
+            return Err(Error::InvalidOption.exception(py, "clock", text));
         }
         Ok(Self {
             keys: Idempotency::new((ttl * 1e9).round() as u64, max_keys, seed()),
@@ -138,7 +138,7 @@ fn seconds(given: &Bound<'_, PyAny>) -> PyResult<f64> {
         return Ok(seconds);
     }
     let text = "ttl_seconds must be a positive number of seconds below 1e9, for example 3600";
-    Err(Error::InvalidOption.new(given.py(), "ttl_seconds", text))
+    Err(Error::InvalidOption.exception(given.py(), "ttl_seconds", text))
 }
 
 fn count(given: &Bound<'_, PyAny>) -> PyResult<usize> {
@@ -149,7 +149,7 @@ fn count(given: &Bound<'_, PyAny>) -> PyResult<usize> {
         Ok(count) if number && (1..=most).contains(&count) => Ok(count),
         _ => {
             let text = "max_keys must be a positive integer below 2**31, for example 1_000_000";
-            Err(Error::InvalidOption.new(given.py(), "max_keys", text))
+            Err(Error::InvalidOption.exception(given.py(), "max_keys", text))
         }
     }
 }

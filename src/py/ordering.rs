@@ -96,7 +96,7 @@ impl EventOrderingManager {
             }
             _ => {
                 let text = "max_queue_size must be 1 or more (events per priority)";
-                Err(Error::InvalidOption.new(py, "max_queue_size", text))
+                Err(Error::InvalidOption.exception(py, "max_queue_size", text))
             }
         }
     }
@@ -151,7 +151,7 @@ impl EventOrderingManager {
              and queue this one again, or make the manager larger",
             level.name()
         );
-        Err(Error::QueueFull.new(py, "max_queue_size", text))
+        Err(Error::QueueFull.exception(py, "max_queue_size", text))
     }
 
     /// Takes up to ``batch_size`` queued events out: a list of ``(sequence, event)``,

@@ -151,7 +151,7 @@ fn prepare_parts(
                 published.template,
             )
         } else {
-            return Err(Error::InvalidType.new(
+            return Err(Error::InvalidType.exception(
                 py,
                 "event",
                 format!(
@@ -247,7 +247,7 @@ pub fn is_printable(text: &Bound<'_, PyString>) -> PyResult<bool> {
 }
 
 fn not_a_type(py: Python<'_>) -> PyErr {
-    Error::InvalidType.new(
+    Error::InvalidType.exception(
         py,
         "type",
         "type must be a printable, non-empty string, for example \"order.paid\"",
@@ -263,7 +263,7 @@ fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, P
         let text = format!(
             "{field} must be a non-empty string; turn other values into one, for example with str()"
         );
-        Error::InvalidKey.new(given.py(), field, text)
+        Error::InvalidKey.exception(given.py(), field, text)
     })
 }
 
@@ -272,7 +272,7 @@ fn headers_of(given: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
     static PROXY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let py = given.py();
     let wrong = |path: &str| {
-        Error::InvalidHeaders.new(
+        Error::InvalidHeaders.exception(
             py,
             path,
             format!("{path}: headers must map non-empty strings to strings"),

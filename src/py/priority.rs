@@ -49,6 +49,6 @@ pub fn to_level(py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Priority> 
     level.ok_or_else(|| {
         let text =
             "priority must be an EventPriority: CRITICAL (0), HIGH (1), NORMAL (2) or LOW (3)";
-        Error::InvalidPriority.new(py, "priority", text)
+        Error::InvalidPriority.exception(py, "priority", text)
     })
 }

@@ -569,7 +569,7 @@ fn publish_prepared_sync(
             Published::InFlight if patience == Patience::None => {
                 prepared.discard();
                 core.bus.count_rejected();
-                return Err(Error::QueueFull.new(
+                return Err(Error::QueueFull.exception(
                     py,
                     "idempotency_key",
                     "an event with the same idempotency key is waiting for room, and this thread runs an event loop; \
@@ -633,7 +633,7 @@ fn prepare_item(
         .filter(|parts| matches!(parts.len(), 2 | 3));
     let Some(parts) = parts else {
         core.bus.count_rejected();
-        return Err(Error::InvalidEvent.new(
+        return Err(Error::InvalidEvent.exception(
             py,
             "",
             "each event must be an ironbus.Event, or a tuple (type, data) or (type, data, options)",
@@ -646,7 +646,7 @@ fn prepare_item(
     let own = parts.get_item(2)?;
     let own = own.cast::<PyDict>().map_err(|_| {
         core.bus.count_rejected();
-        Error::InvalidOption.new(
+        Error::InvalidOption.exception(
             py,
             "options",
             "the third of (type, data, options) must be a dict of publish options",
@@ -673,7 +673,7 @@ fn options_of(
         let name = name.as_ref().and_then(|name| name.to_str().ok());
         let slot = name.and_then(|name| options.slot(name)).ok_or_else(|| {
             let text = "unknown option in (type, data, options); there are priority, key, idempotency_key and headers";
-            Error::InvalidOption.new(py, "options", text)
+            Error::InvalidOption.exception(py, "options", text)
         })?;
         *slot = (!value.is_none()).then(|| value.unbind());
     }

@@ -137,7 +137,7 @@ impl Receipt {
             None => None,
             Some(timeout) if timeout >= 0.0 => Some(super::ops::seconds(timeout)),
             Some(_) => {
-                return Err(Error::InvalidOption.new(
+                return Err(Error::InvalidOption.exception(
                     py,
                     "timeout",
                     "timeout must be None or seconds, not negative",
@@ -145,7 +145,7 @@ impl Receipt {
             }
         };
         if super::ops::in_running_loop(py)? && !this.is_over(cascade) {
-            return Err(Error::WouldDeadlock.new(
+            return Err(Error::WouldDeadlock.exception(
                 py,
                 "",
                 "wait() would block the event loop of this thread; use await receipt.settled()",
@@ -168,7 +168,7 @@ impl Receipt {
                 None => signal.wait(py, left)?,
             };
             if !woken && !this.is_over(cascade) {
-                return Err(Error::Unsettled.new(
+                return Err(Error::Unsettled.exception(
                     py,
                     "timeout",
                     "the event is not settled yet; it goes on, and wait() or settled() may be called again",
@@ -263,7 +263,7 @@ impl Receipt {
         if let (true, Some(mine), Some(tree)) = (cascade, origin.cause.tree(), self.event.tree())
             && Arc::ptr_eq(&mine, &tree)
         {
-            return Err(Error::WouldDeadlock.new(
+            return Err(Error::WouldDeadlock.exception(
                 py,
                 "cascade",
                 "the event that this handler handles is part of the same cascade, which would wait for the handler itself; \

@@ -41,8 +41,9 @@ impl Fault {
         Self { class, text }
     }
 
-    fn raise(self, py: Python<'_>, path: &str) -> PyErr {
-        self.class.new(py, path, format!("{path} {}", self.text))
+    fn exception(self, py: Python<'_>, path: &str) -> PyErr {
+        self.class
+            .exception(py, path, format!("{path} {}", self.text))
     }
 }
 
@@ -58,10 +59,10 @@ pub fn explain(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
     if let Some(fault) = search.run(data.clone()) {
         let only_value_error = matches!(fault.class, Error::PayloadNotFinite | Error::PayloadCycle);
         if !(only_value_error && error.is_instance_of::<PyTypeError>(py)) {
-            return fault.raise(py, &search.path());
+            return fault.exception(py, &search.path());
         }
     }
-    closest(&error, py).raise(py, ROOT)
+    closest(&error, py).exception(py, ROOT)
 }
 
 /// When the payload looks fine by now, or never was at fault.

@@ -184,13 +184,7 @@ fn call<'py>(py: Python<'py>, active: &Active, steps: bool) -> PyResult<Called<'
 }
 
 /// Steps a suspended handler.
-pub fn resume(
-    py: Python<'_>,
-    core: &Arc<Core>,
-    job: Box<Job>,
-    slot: u64,
-    input: Input<'_>,
-) -> Progress {
+pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Input<'_>) -> Progress {
     let Job {
         lane,
         entry,
@@ -200,7 +194,7 @@ pub fn resume(
         started,
         timed_out,
         recalled,
-    } = *job;
+    } = job;
     let runner = Runner {
         core: core.clone(),
         lane,
@@ -294,6 +288,7 @@ pub fn in_time(lane: &PyLane, end: End, work: u64) -> End {
 
 /// Tells the bus how it ended. With `proceed`, the lane's next event.
 #[inline]
+#[allow(clippy::too_many_arguments)] // of one delivery, and each from elsewhere
 pub fn finish(
     py: Python<'_>,
     core: &Core,

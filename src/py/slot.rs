@@ -136,7 +136,7 @@ impl Slot {
                     let none = py.None();
                     let lane = job.lane.clone();
                     let started = job.started;
-                    match run::resume(py, core, job, this.id, Input::Value(none.bind(py))) {
+                    match run::resume(py, core, *job, this.id, Input::Value(none.bind(py))) {
                         Progress::Ended(entry, end) => {
                             now = this.now(py)?;
                             let spent = this.is_spent(py)?;
@@ -198,6 +198,7 @@ impl Slot {
         }
     }
 
+    #[allow(clippy::too_many_arguments)] // as of run::finish
     fn finish(
         &self,
         py: Python<'_>,
@@ -332,7 +333,7 @@ impl Slot {
     }
 
     /// The next step of the handler that waits here.
-    fn go_on<'py>(slf: &Bound<'py, Self>, job: Box<Job>, input: Input<'_>) -> PyResult<Sent<'py>> {
+    fn go_on<'py>(slf: &Bound<'py, Self>, job: Job, input: Input<'_>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let core = &this.home.core;
         let suspended = lock(&this.home.suspended).remove(&this.id);
@@ -428,7 +429,7 @@ impl Coroutine for Slot {
         let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
         match state {
             State::Serving | State::Idle => Self::serve(slf),
-            State::Suspended(job) => Self::go_on(slf, job, Input::Value(value)),
+            State::Suspended(job) => Self::go_on(slf, *job, Input::Value(value)),
             State::Away => Err(native::reused("ironbus slot")),
         }
     }
@@ -451,7 +452,7 @@ impl Slot {
         let error = native::thrown(kind, value, traceback)?;
         let state = std::mem::replace(&mut *lock(&this.state), State::Away);
         let stepped = match state {
-            State::Suspended(job) => Self::go_on(slf, job, Input::Error(&error)),
+            State::Suspended(job) => Self::go_on(slf, *job, Input::Error(&error)),
             State::Serving | State::Idle => {
                 // Somebody cancels all tasks of the loop. The slot ends; if it was the one that
                 // serves, another takes its place.

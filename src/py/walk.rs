@@ -72,7 +72,7 @@ fn write_type(py: Python<'_>, type_: &Bound<'_, PyString>, buffer: &mut Vec<u8>)
             buffer.push(b':');
             Ok(())
         }
-        Err(_) => Err(Error::InvalidType.new(
+        Err(_) => Err(Error::InvalidType.exception(
             py,
             "type",
             "type: a lone surrogate has no UTF-8 form; use printable text",

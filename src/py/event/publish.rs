@@ -80,7 +80,7 @@ fn get<'py>(event: &Bound<'py, Event>, name: &Bound<'py, PyString>) -> PyResult<
         if error.is_instance_of::<PyAttributeError>(py) {
             let text =
                 format!("{name} of the event was never set: call super().__init__(type, data)");
-            Error::InvalidEvent.new(py, &name.to_string_lossy(), text)
+            Error::InvalidEvent.exception(py, &name.to_string_lossy(), text)
         } else {
             error
         }
