@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -1288,3 +1289,10 @@ def test_a_log_dir_that_names_a_database_is_an_error(tmp_path, name):
         EventBus(str(tmp_path / name))
     assert caught.value.field == "log_dir"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_event_of_a_process_has_the_right_time():
+    """The distance of the clocks is measured before it is used, not a second later."""
+    code = "import time; from ironbus import EventBus; b = EventBus(); s = b.stream('t'); b.publish_sync('t', {}); "
+    code += "print(abs(s._source.take_now().timestamp - time.time()) < 5)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

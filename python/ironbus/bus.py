@@ -534,12 +534,14 @@ class SyncBus:
 
     def stream(self, *topics: str, max_queue_size: int | None = None) -> SyncStream:
         """See :meth:`EventBus.stream`."""
+        self._check("stream()", "bus.stream()")
         return SyncStream(self._bus.stream(*topics, max_queue_size=max_queue_size))
 
     def expect(
         self, topic: str, *, where: Callable[[Event[Any]], object] | None = None, timeout: float | None = None
     ) -> SyncExpectation:
         """See :meth:`EventBus.expect`."""
+        self._check("expect()", "bus.expect()")
         return SyncExpectation(self._bus.expect(topic, where=where, timeout=timeout))
 
     def _check(self, what: str, instead: str) -> None:

@@ -27,10 +27,11 @@ pub fn monotonic_ns() -> u64 {
 /// measured once a second, so that an event costs one look at a clock and not two.
 #[inline]
 pub fn wall_at(now: u64) -> f64 {
+    const NEVER: u64 = u64::MAX;
     static DISTANCE: AtomicU64 = AtomicU64::new(0);
-    static MEASURED: AtomicU64 = AtomicU64::new(u64::MAX);
+    static MEASURED: AtomicU64 = AtomicU64::new(NEVER);
     let measured = MEASURED.load(Ordering::Relaxed);
-    if now.wrapping_sub(measured) > SECOND {
+        if measured == NEVER || now.saturating_sub(measured) > SECOND {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
