@@ -31,7 +31,7 @@ pub fn wall_at(now: u64) -> f64 {
     static DISTANCE: AtomicU64 = AtomicU64::new(0);
     static MEASURED: AtomicU64 = AtomicU64::new(NEVER);
     let measured = MEASURED.load(Ordering::Relaxed);
-        if measured == NEVER || now.saturating_sub(measured) > SECOND {
+    if measured == NEVER || now.saturating_sub(measured) > SECOND {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
