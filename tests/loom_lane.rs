@@ -1,9 +1,9 @@
 //! A lane between the gate and its executors under every interleaving: each event is delivered
 //! exactly once and in order, and the lane never sleeps while it has work.
 //!
-//! Negative control: without the second `has_work` in `Lane::rest` (`false` after the fence), or
-//! without the fence in `gate::signal`, the lane is lost asleep; without the limit of
-//! `may_start`, `two_executors_share_a_lane_of_one` sees two at once.
+//! Negative control: without the second `has_work` in `Lane::rest` (`false` after `enter(IDLE)`),
+//! with a plain load in `Lane::signal`, or with a plain store in `Lane::enter`, the lane is lost
+//! asleep; without the limit of `may_start`, `two_executors_share_a_lane_of_one` sees two at once.
 #![cfg(loom)]
 
 mod plain;

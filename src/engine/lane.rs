@@ -256,7 +256,7 @@ impl<O: Ops> Lane<O> {
     #[inline]
     pub(super) fn signal(&self) -> bool {
         // A read-modify-write, though it mostly changes nothing that matters: it comes either before
-        // the one in `rest`, which then sees the push, or after it, and then this sees IDLE.
+        // the one in `rest` (see `enter`), which then sees the push, or after it, and then this sees IDLE.
         let state = self.state.fetch_or(NUDGED, Ordering::AcqRel) & !NUDGED;
         state == IDLE && self.wake()
     }
@@ -314,7 +314,7 @@ impl<O: Ops> Lane<O> {
     /// For an executor that was given the lane by [`Seat::schedule`](super::ops::Seat).
     pub fn take(&self, now: Nanos) -> Turn<O> {
         let mut consumer = lock(&self.consumer);
-        self.state.store(BUSY, Ordering::Relaxed);
+        self.enter(BUSY);
         self.turn(&mut consumer, true, now)
     }
 
@@ -525,6 +525,13 @@ impl<O: Ops> Lane<O> {
         self.state.load(Ordering::Relaxed) & !NUDGED == READY
     }
 
+    /// Under the consumer's lock. Never by a plain store: that would hide the `signal` of a push that
+    /// came just before it from the next one, and `rest` might then not see the event.
+    #[inline]
+    fn enter(&self, state: u8) {
+        self.state.swap(state, Ordering::AcqRel);
+    }
+
     #[inline]
     fn start(&self, consumer: &mut Consumer<O>, now: Nanos) -> Option<Entry<O>> {
         if !self.may_start(consumer) {
@@ -577,14 +584,16 @@ impl<O: Ops> Lane<O> {
     fn rest(&self, consumer: &mut Consumer<O>) -> bool {
         if !self.may_start(consumer) {
             // Whoever ends a run, a pause or a pop comes by here again.
-            self.state.store(BUSY, Ordering::Relaxed);
+            if self.state.load(Ordering::Relaxed) & !NUDGED != BUSY {
+                self.enter(BUSY);
+            }
             return false;
         }
         if self.has_work(consumer) {
-            self.state.store(READY, Ordering::Relaxed);
+            self.enter(READY);
             return true;
         }
-        self.state.swap(IDLE, Ordering::AcqRel);
+        self.enter(IDLE);
         self.has_work(consumer) && self.signal()
     }
 }
