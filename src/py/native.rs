@@ -86,9 +86,6 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> R) -> Py
 pub trait Coroutine: PyClass {
     /// One step.
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>>;
-
-    /// Where the result is left between [`next_step`] and the interpreter.
-    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>>;
 }
 
 /// Gives the class the slot by which the interpreter and `asyncio` step it.
@@ -187,45 +184,37 @@ unsafe extern "C" fn pooled_free<T: Pooled>(block: *mut std::ffi::c_void) {
 
 unsafe extern "C" fn step_slot<T: Coroutine>(
     slf: *mut ffi::PyObject,
-    _value: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
     result: *mut *mut ffi::PyObject,
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
-    // type alone, which cannot be subclassed) and a place for the result. The step itself is
-    // `T::__next__`, so that pyo3 knows that the thread is attached, which it would not if it were
-    // called from here; without, it would put off every release of a reference. A loop sends None.
+    // type alone, which cannot be subclassed), a valid value and a place for the result.
+    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
+    // a reference otherwise.
     unsafe {
-        let next = (*ffi::Py_TYPE(slf))
-            .tp_iternext
-            .expect("a coroutine has __next__");
-        let yielded = next(slf);
-        if !yielded.is_null() {
-            *result = yielded;
-            return ffi::PySendResult::PYGEN_NEXT;
-        }
-        let py = Python::assume_attached();
-        let this = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-        let returned = T::result(&this).replace(py, None);
-        *result = returned.map_or(ptr::null_mut(), Py::into_ptr);
-        if (*result).is_null() {
-            ffi::PySendResult::PYGEN_ERROR
-        } else {
-            ffi::PySendResult::PYGEN_RETURN
-        }
+        Python::attach_unchecked(|py| {
+            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+            let value = Bound::from_borrowed_ptr(py, value);
+            let (object, kind) = match guarded(|| T::step(&slf, &value)) {
+                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+                Err(error) => {
+                    error.restore(py);
+                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+                }
+            };
+            *result = object;
+            kind
+        })
     }
 }
 
-/// For `__next__` of a coroutine: one step, whose result is left in the coroutine.
+/// For `__next__` of a coroutine, which is what `await` calls from CPython 3.12 on: one step, whose
+/// result goes with the `StopIteration`.
 #[inline]
-pub fn next_step<'py, T: Coroutine>(slf: &Bound<'py, T>) -> PyResult<Option<Bound<'py, PyAny>>> {
+pub fn next_step<'py, T: Coroutine>(slf: &Bound<'py, T>) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
-    match T::step(slf, py.None().bind(py))? {
-        Sent::Yielded(object) => Ok(Some(object)),
-        Sent::Returned(object) => {
-            drop(T::result(slf).replace(py, Some(object.unbind())));
-            Ok(None)
-        }
-    }
+    yield_or_stop(py, T::step(slf, py.None().bind(py))?)
 }
 
 /// A panic becomes an exception: it must not unwind into the interpreter.

@@ -158,7 +158,6 @@ fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
 #[pyclass(frozen, module = "ironbus._core", name = "publish")]
 pub struct Publish {
     state: GilCell<State>,
-    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum State {
@@ -257,11 +256,6 @@ impl native::Pooled for Publish {
 }
 
 impl Coroutine for Publish {
-    #[inline]
-    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
-        &slf.get().result
-    }
-
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
@@ -366,7 +360,7 @@ impl Publish {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         native::next_step(slf)
     }
 
@@ -487,7 +481,6 @@ pub fn publish<'py>(
         py,
         Publish {
             state: GilCell::new(State::Created(call)),
-            result: GilCell::new(None),
         },
     )?
     .into_any())
@@ -774,7 +767,6 @@ impl Batch {
 #[pyclass(frozen, module = "ironbus._core", name = "publish_many")]
 pub struct PublishMany {
     state: Mutex<ManyState>,
-    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum ManyState {
@@ -871,11 +863,6 @@ impl PublishMany {
 }
 
 impl Coroutine for PublishMany {
-    #[inline]
-    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
-        &slf.get().result
-    }
-
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let stepped = match this.swap(ManyState::Running) {
@@ -963,7 +950,7 @@ impl PublishMany {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         native::next_step(slf)
     }
 
@@ -1041,7 +1028,6 @@ pub fn publish_many<'py>(
         py,
         PublishMany {
             state: Mutex::new(state),
-            result: GilCell::new(None),
         },
     )?
     .into_any())

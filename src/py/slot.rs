@@ -8,7 +8,6 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
-use super::cell::GilCell;
 use super::clock::monotonic_ns;
 use super::core::TURN;
 use super::current::Runner;
@@ -37,7 +36,6 @@ pub struct Slot {
     cancels: AtomicBool,
     /// The timer, and when it runs out.
     timer: Mutex<Option<(Py<PyAny>, u64)>>,
-    result: GilCell<Option<Py<PyAny>>>,
 }
 
 enum State {
@@ -71,7 +69,6 @@ impl Slot {
             task: OnceLock::new(),
             cancels: AtomicBool::new(false),
             timer: Mutex::new(None),
-            result: GilCell::new(None),
         };
         let slot = Bound::new(py, slot)?;
         let options = PyDict::new(py);
@@ -420,11 +417,6 @@ impl Slot {
 }
 
 impl Coroutine for Slot {
-    #[inline]
-    fn result<'a>(slf: &'a Bound<'_, Self>) -> &'a GilCell<Option<Py<PyAny>>> {
-        &slf.get().result
-    }
-
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
         match state {
@@ -493,7 +485,7 @@ impl Slot {
         slf
     }
 
-    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Option<Bound<'py, PyAny>>> {
+    fn __next__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         native::next_step(slf)
     }
 
