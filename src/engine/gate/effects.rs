@@ -1,0 +1,104 @@
+//! What an entry through the gate leaves to be done once no lock is held: payloads to
+//! drop, parties to wake, lanes to signal.
+
+use super::waiting::Waiter;
+use crate::engine::digest::Digest;
+use crate::engine::lane::Lane;
+use crate::engine::ops::{Ops, Seat, wake_all};
+use crate::engine::router::Route;
+use crate::engine::settlement::{Envelope, Outcome};
+use crate::engine::sync::Arc;
+
+/// A lane, and an event that it let go of.
+type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
+
+/// What is to be done once no lock is held.
+///
+/// Mostly there is nothing, which costs one word.
+pub struct Effects<O: Ops>(Option<Box<PutOff<O>>>);
+
+pub(super) struct PutOff<O: Ops> {
+    /// Events that lanes let go of; their outcome is [`Outcome::Dropped`].
+    dropped: Vec<Dropped<O>>,
+    /// Waiters that were let in: their lanes are to be signalled, and their keys are seen.
+    pub(super) admitted: Vec<Waiter<O>>,
+    pub(super) wakers: Vec<O::Waker>,
+    /// Only to be dropped: a route may be the last to hold a lane and its handler.
+    retired: Vec<Arc<Route<O>>>,
+}
+
+impl<O: Ops> Default for Effects<O> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<O: Ops> Effects<O> {
+    #[cold]
+    pub(super) fn put_off(&mut self) -> &mut PutOff<O> {
+        self.0.get_or_insert_with(|| {
+            Box::new(PutOff {
+                dropped: Vec::new(),
+                admitted: Vec::new(),
+                wakers: Vec::new(),
+                retired: Vec::new(),
+            })
+        })
+    }
+
+    /// A lane has let go of an event and counted that.
+    pub(in crate::engine) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Arc<Envelope<O>>) {
+        self.put_off().dropped.push((lane.clone(), event));
+    }
+
+    #[inline]
+    pub(super) fn wake(&mut self, wakers: Vec<O::Waker>) {
+        if !wakers.is_empty() {
+            self.put_off().wakers.extend(wakers);
+        }
+    }
+
+    pub(super) fn retire(&mut self, routes: impl IntoIterator<Item = Arc<Route<O>>>) {
+        self.put_off().retired.extend(routes);
+    }
+
+    /// Whether there is nothing to do.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Does what was put off. Called with no lock held. Returns the keys of events that were let in.
+    pub fn carry_out(self) -> Vec<Digest> {
+        let Some(put_off) = self.0 else {
+            return Vec::new();
+        };
+        let PutOff {
+            dropped,
+            admitted,
+            mut wakers,
+            retired,
+        } = *put_off;
+        for (lane, event) in dropped {
+            wakers.extend(event.settle(&lane, Outcome::Dropped));
+        }
+        let mut claims = Vec::new();
+        for waiter in admitted {
+            signal(&waiter.route);
+            claims.extend(waiter.claim);
+        }
+        wake_all(wakers);
+        drop(retired);
+        claims
+    }
+}
+
+/// Schedules lanes that got work and were idle. Called with no lock held.
+#[inline]
+pub(super) fn signal<O: Ops>(route: &Arc<Route<O>>) {
+    for lane in &route.lanes {
+        if lane.signal() {
+            lane.seat().schedule(lane.clone());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What becomes of an offer that finds a lane full: it waits, is refused, or exceeds the
+//! bound where waiting would never end.
+
+use super::{Gate, Offer, Patience, State};
+use crate::engine::error::EngineError;
+use crate::engine::lane::{Lane, Overflow};
+use crate::engine::ops::Ops;
+use crate::engine::priority::Priority;
+use crate::engine::router::Route;
+use crate::engine::sync::{Arc, atomic::Ordering};
+
+pub(super) enum FullLane {
+    Exceed,
+    Wait,
+    Refuse(EngineError),
+}
+
+/// How far a cycle of publishing handlers may exceed a bound.
+fn hard_limit(bound: usize) -> usize {
+    bound.saturating_mul(4).max(1024)
+}
+
+impl<O: Ops> Gate<O> {
+    #[cold]
+    pub(super) fn at_full_lane(
+        &self,
+        state: &mut State<O>,
+        full: &Arc<Lane<O>>,
+        offer: &Offer<'_, O>,
+        route: &Route<O>,
+        patience: Patience,
+    ) -> FullLane {
+        let bound = full.options.bound;
+        let refuse = || {
+            FullLane::Refuse(EngineError::Full {
+                subscription: full.options.name.to_string(),
+                bound,
+            })
+        };
+        let rejects = |lane: &Arc<Lane<O>>| {
+            lane.options.overflow == Overflow::Reject && !lane.has_room(offer.level)
+        };
+        if route.lanes.iter().any(rejects) {
+            return refuse();
+        }
+        if let Some(origin) = offer.origin {
+            let waited_for = route
+                .lanes
+                .iter()
+                .filter(|lane| lane.options.overflow == Overflow::Block);
+            let behind: Vec<_> = waited_for
+                .clone()
+                .filter_map(|lane| state.lines.get(&(lane.id, offer.level))?.back().copied())
+                .collect();
+            // Room that is left may be used up by those in front.
+            let scarce = |lane: &&Arc<Lane<O>>| {
+                !lane.has_room(offer.level) || state.lines.contains_key(&(lane.id, offer.level))
+            };
+            let needed: Vec<_> = waited_for.filter(scarce).cloned().collect();
+            if let Some(cycle) = state.cycle(origin, &needed, &behind) {
+                // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
+                let within = needed
+                    .iter()
+                    .all(|lane| lane.depth(offer.level) < hard_limit(lane.options.bound));
+                return if within {
+                    FullLane::Exceed
+                } else {
+                    FullLane::Refuse(EngineError::Deadlock { cycle })
+                };
+            }
+        }
+        if patience == Patience::None {
+            refuse()
+        } else {
+            FullLane::Wait
+        }
+    }
+}
+
+impl<O: Ops> State<O> {
+    /// The first lane that keeps an event from being admitted at once.
+    #[inline]
+    pub(super) fn obstacle<'a>(
+        &self,
+        route: &'a Route<O>,
+        level: Priority,
+    ) -> Option<&'a Arc<Lane<O>>> {
+        route.lanes.iter().find(|lane| match lane.options.overflow {
+            Overflow::Block => {
+                // Nobody overtakes those who wait already.
+                !lane.has_room(level) || lane.waiting[level.index()].load(Ordering::Relaxed) > 0
+            }
+            Overflow::Reject => !lane.has_room(level),
+            Overflow::DropOldest | Overflow::DropNew => false,
+        })
+    }
+}

@@ -1,0 +1,536 @@
+//! The gate: one short critical section per bus that every event passes.
+//!
+//! Room in all lanes or in none; then the number; then the push. So the order of the
+//! numbers and the order in every lane are one fact, and a number is never given to an
+//! event that is then refused. Subscribing passes the gate too, which defines which
+//! subscriptions "existed when the event was accepted". No outside code, no destructor
+//! of a payload and no I/O happens inside: what must be dropped or woken is handed out
+//! as [`Effects`].
+
+mod cycle;
+mod effects;
+mod full;
+mod quiet;
+mod waiting;
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use self::cycle::Blocked;
+use self::effects::signal;
+use self::full::FullLane;
+use self::waiting::Waiter;
+use super::clock::Nanos;
+use super::digest::Digest;
+use super::error::EngineError;
+use super::lane::{Entry, Lane, LaneId, LaneOptions, LaneReport, Overflow, Tails};
+use super::ledger::{Counts, Ended};
+use super::ops::Ops;
+use super::priority::Priority;
+use super::router::{Route, Router};
+use super::sequence::Sequencer;
+use super::settlement::Envelope;
+use super::sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize, lock};
+use super::topic::Topic;
+
+pub use self::cycle::WaitId;
+pub use self::effects::Effects;
+pub use self::waiting::Ticket;
+
+/// What a publisher does when there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is refused.
+    None,
+    /// It waits.
+    Wait,
+}
+
+/// One event before the gate.
+pub struct Offer<'a, O: Ops> {
+    /// Its type, by which it is routed again if subscriptions changed meanwhile.
+    pub event_type: &'a str,
+    /// Its level.
+    pub level: Priority,
+    /// What it is ordered by in lanes ordered by token.
+    pub token: u64,
+    /// The event.
+    pub event: &'a Arc<Envelope<O>>,
+    /// The lane whose handler publishes it, if one does.
+    pub origin: Option<LaneId>,
+}
+
+/// The gate's answer.
+pub enum Admission<O: Ops> {
+    /// Accepted under this number.
+    Accepted(u64),
+    /// Accepted under this number and kept until the bus is started.
+    Held(u64),
+    /// In the queue before the gate.
+    Waiting(Arc<Ticket<O>>),
+    /// Not accepted, and no trace of it is left.
+    Refused(EngineError),
+}
+
+/// What became of a run of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// The number of the first; the others follow without a gap.
+    pub first: u64,
+    /// How many were let in.
+    pub count: usize,
+    /// They are kept until the bus is started.
+    pub held: bool,
+    /// The next one did not get in at once.
+    pub refused: bool,
+}
+
+/// An event that was accepted while the bus was not running.
+struct Held<O: Ops> {
+    event_type: Box<str>,
+    sequence: u64,
+    at: Nanos,
+    level: Priority,
+    token: u64,
+    event: Arc<Envelope<O>>,
+}
+
+/// A lane, as the gate sees it.
+struct Door<O: Ops> {
+    lane: Arc<Lane<O>>,
+    tails: Tails<O>,
+    routed: u64,
+}
+
+/// The ledger's counts, and each lane with what was routed to it.
+pub type Report<O> = (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>);
+
+struct State<O: Ops> {
+    epoch: u64,
+    open: bool,
+    bound: usize,
+    lanes_made: LaneId,
+    doors: Vec<Option<Door<O>>>,
+    held: VecDeque<Held<O>>,
+    waiters: HashMap<u64, Waiter<O>>,
+    /// Waiters by what they need room in, first come first served.
+    lines: HashMap<(LaneId, Priority), VecDeque<u64>>,
+    ids: u64,
+    /// Handlers that wait, by the lane that they occupy: for lanes to go on, or as one of the
+    /// waiters, which has no lanes here.
+    blocked: HashMap<LaneId, Vec<Blocked<O>>>,
+    /// Whom to wake when all is quiet, or all but one lane.
+    drainers: Vec<(O::Waker, Option<LaneId>)>,
+    counts: Counts,
+}
+
+/// See the module.
+pub struct Gate<O: Ops> {
+    state: Mutex<State<O>>,
+    sequencer: Sequencer,
+    router: Router<O>,
+    /// Number of drainers, so that a lane that becomes quiet need not come by for nothing.
+    draining: AtomicUsize,
+}
+
+impl<O: Ops> Gate<O> {
+    /// A closed gate that keeps up to `bound` events until it is opened.
+    pub fn new(bound: usize) -> Self {
+        let state = State {
+            epoch: 0,
+            open: false,
+            bound,
+            lanes_made: 0,
+            doors: Vec::new(),
+            held: VecDeque::new(),
+            waiters: HashMap::new(),
+            lines: HashMap::new(),
+            ids: 0,
+            blocked: HashMap::new(),
+            drainers: Vec::new(),
+            counts: Counts::default(),
+        };
+        Self {
+            state: Mutex::new(state),
+            sequencer: Sequencer::default(),
+            router: Router::default(),
+            draining: AtomicUsize::new(0),
+        }
+    }
+
+    /// The lanes of a type now.
+    pub fn route(&self, event_type: &str) -> Arc<Route<O>> {
+        self.router.route(event_type)
+    }
+
+    /// The lanes of a type that was published before.
+    #[inline]
+    pub fn remembered(&self, event_type: &str) -> Option<Arc<Route<O>>> {
+        self.router.remembered(event_type)
+    }
+
+    /// Lets an event in if there is room in all its lanes, by `route` if that is not stale.
+    #[inline]
+    pub fn admit(
+        &self,
+        offer: &Offer<'_, O>,
+        route: &mut Arc<Route<O>>,
+        patience: Patience,
+        claim: Option<&Digest>,
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> Admission<O> {
+        let mut state = lock(&self.state);
+        let admission = self.admit_one(&mut state, offer, route, patience, claim, now, effects);
+        drop(state);
+        if matches!(admission, Admission::Accepted(_)) {
+            signal(route);
+        }
+        admission
+    }
+
+    /// Lets events of one type in, one after the other, until one does not get in at once; that one
+    /// is as if it had not come. Returns the first number given, how many, and whether one was left.
+    pub fn admit_run<'a>(
+        &self,
+        offers: impl Iterator<Item = Offer<'a, O>>,
+        route: &mut Arc<Route<O>>,
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> Run {
+        let mut state = lock(&self.state);
+        let mut run = Run {
+            held: !state.open,
+            ..Run::default()
+        };
+        for offer in offers {
+            match self.admit_one(
+                &mut state,
+                &offer,
+                route,
+                Patience::None,
+                None,
+                now,
+                effects,
+            ) {
+                Admission::Accepted(sequence) | Admission::Held(sequence) => {
+                    if run.count == 0 {
+                        run.first = sequence;
+                    }
+                    run.count += 1;
+                }
+                Admission::Refused(_) => {
+                    // Not the end of this publish: its publisher comes back with it.
+                    state.counts.offered -= 1;
+                    state.counts.rejected -= 1;
+                    run.refused = true;
+                    break;
+                }
+                Admission::Waiting(_) => unreachable!("an impatient offer does not wait"),
+            }
+        }
+        drop(state);
+        signal(route);
+        run
+    }
+
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn admit_one(
+        &self,
+        state: &mut MutexGuard<'_, State<O>>,
+        offer: &Offer<'_, O>,
+        route: &mut Arc<Route<O>>,
+        patience: Patience,
+        claim: Option<&Digest>,
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> Admission<O> {
+        let state = &mut **state;
+        if route.epoch != state.epoch {
+            effects.retire([std::mem::replace(
+                route,
+                self.router.route(offer.event_type),
+            )]);
+        }
+        state.counts.offered += 1;
+        if !state.open {
+            return self.hold(state, offer, now);
+        }
+        if let Some(full) = state.obstacle(route, offer.level) {
+            let full = full.clone();
+            match self.at_full_lane(state, &full, offer, route, patience) {
+                FullLane::Exceed => {}
+                FullLane::Wait => {
+                    state.counts.waiting += 1;
+                    let ticket = state.enqueue(offer, route.clone(), claim);
+                    // Room that was made since the look above was made for nobody.
+                    for lane in &route.lanes {
+                        self.admit_waiters(state, lane.id, offer.level, now, effects);
+                    }
+                    return Admission::Waiting(ticket);
+                }
+                FullLane::Refuse(error) => {
+                    state.counts.rejected += 1;
+                    return Admission::Refused(error);
+                }
+            }
+        }
+        let sequence = self.sequencer.next();
+        state.counts.accepted += 1;
+        effects.wake(offer.event.routed(route.owed));
+        for lane in &route.lanes {
+            state.push(
+                lane,
+                sequence,
+                now,
+                offer.token,
+                offer.level,
+                offer.event,
+                effects,
+            );
+        }
+        Admission::Accepted(sequence)
+    }
+
+    fn hold(&self, state: &mut State<O>, offer: &Offer<'_, O>, now: Nanos) -> Admission<O> {
+        if state.held.len() >= state.bound {
+            // No handler runs that could ever make room: to wait would be for ever.
+            state.counts.rejected += 1;
+            return Admission::Refused(EngineError::NotStarted { bound: state.bound });
+        }
+        let sequence = self.sequencer.next();
+        state.counts.accepted += 1;
+        state.held.push_back(Held {
+            event_type: offer.event_type.into(),
+            sequence,
+            at: now,
+            level: offer.level,
+            token: offer.token,
+            event: offer.event.clone(),
+        });
+        Admission::Held(sequence)
+    }
+
+    /// Counts a publish that ended before the gate.
+    pub fn count(&self, ended: Ended) {
+        let counts = &mut lock(&self.state).counts;
+        counts.offered += 1;
+        match ended {
+            Ended::Duplicate => counts.duplicate += 1,
+            Ended::Rejected => counts.rejected += 1,
+        }
+    }
+
+    /// A publish waits for the fate of an equal key (`true`), or does so no more.
+    pub fn count_joined(&self, joined: bool) {
+        let counts = &mut lock(&self.state).counts;
+        if joined {
+            counts.offered += 1;
+            counts.waiting += 1;
+        } else {
+            counts.offered -= 1;
+            counts.waiting -= 1;
+        }
+    }
+
+    /// A publish that waited for the fate of an equal key gave up.
+    pub fn count_cancelled(&self) {
+        let counts = &mut lock(&self.state).counts;
+        counts.waiting -= 1;
+        counts.cancelled += 1;
+    }
+
+    /// Makes a lane that no event reaches yet.
+    pub fn make_lane(
+        &self,
+        options: LaneOptions,
+        handler: O::Handler,
+        seat: Arc<O::Seat>,
+    ) -> Arc<Lane<O>> {
+        let mut state = lock(&self.state);
+        state.lanes_made += 1;
+        let slot = state
+            .doors
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(state.doors.len());
+        let (lane, tails) = Lane::new(state.lanes_made, slot, options, handler, seat);
+        let lane = Arc::new(lane);
+        let door = Some(Door {
+            lane: lane.clone(),
+            tails,
+            routed: 0,
+        });
+        if slot == state.doors.len() {
+            state.doors.push(door);
+        } else {
+            state.doors[slot] = door;
+        }
+        lane
+    }
+
+    /// From now on, events of these topics go to the lane, each once. Returns the subscription's number.
+    pub fn subscribe(
+        &self,
+        topics: Vec<Topic>,
+        lane: &Arc<Lane<O>>,
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> u64 {
+        let mut state = lock(&self.state);
+        state.ids += 1;
+        let subscription = state.ids;
+        for topic in topics {
+            let epoch = self.router.add(topic, subscription, lane.clone());
+            state.epoch = epoch.number;
+            effects.retire(epoch.retired);
+        }
+        self.reroute(&mut state, now, effects);
+        subscription
+    }
+
+    /// From now on, the subscription gets nothing.
+    pub fn unsubscribe(&self, subscription: u64, now: Nanos, effects: &mut Effects<O>) {
+        let mut state = lock(&self.state);
+        let epoch = self.router.remove(subscription);
+        state.epoch = epoch.number;
+        effects.retire(epoch.retired);
+        self.reroute(&mut state, now, effects);
+    }
+
+    /// Ends a lane that has no subscription left; what it still had is dropped and counted.
+    pub fn close_lane(&self, lane: &Arc<Lane<O>>, effects: &mut Effects<O>) {
+        let mut state = lock(&self.state);
+        let left = lane.close();
+        for entry in left {
+            effects.let_go(lane, entry.event);
+        }
+        let door = state.doors[lane.slot].take();
+        self.notice_quiet(&mut state, effects);
+        drop(state);
+        drop(door);
+    }
+
+    /// Opens the gate: what was kept goes to the lanes of now, in order.
+    pub fn open(&self, effects: &mut Effects<O>) {
+        let mut state = lock(&self.state);
+        state.open = true;
+        let held = std::mem::take(&mut state.held);
+        let mut routes = Vec::with_capacity(held.len());
+        for held in &held {
+            let route = self.router.route(&held.event_type);
+            effects.wake(held.event.routed(route.owed));
+            held.event.set_route(route.clone());
+            for lane in &route.lanes {
+                state.push(
+                    lane,
+                    held.sequence,
+                    held.at,
+                    held.token,
+                    held.level,
+                    &held.event,
+                    effects,
+                );
+            }
+            routes.push(route);
+        }
+        self.notice_quiet(&mut state, effects);
+        drop(state);
+        routes.iter().for_each(signal);
+        drop(held);
+    }
+
+    /// Closes the gate: from now on events are kept for the next start.
+    pub fn close(&self) {
+        lock(&self.state).open = false;
+    }
+
+    /// The ledger's counts, and each lane with what was routed to it: one consistent moment.
+    pub fn report(&self) -> Report<O> {
+        let state = lock(&self.state);
+        let doors = state.doors.iter().flatten();
+        (
+            state.counts,
+            doors
+                .map(|door| (door.lane.clone(), door.routed, door.lane.report()))
+                .collect(),
+        )
+    }
+
+    /// The lanes, unless somebody is at the gate: for the garbage collector, which must not wait.
+    pub fn try_lanes(&self) -> Option<Vec<Arc<Lane<O>>>> {
+        let state = self.state.try_lock().ok()?;
+        Some(
+            state
+                .doors
+                .iter()
+                .flatten()
+                .map(|door| door.lane.clone())
+                .collect(),
+        )
+    }
+
+    /// Lets go of all lanes and of all events: the end of a bus that nobody can reach any more.
+    pub fn clear(&self) {
+        let mut state = lock(&self.state);
+        let routes = self.router.clear();
+        let doors = std::mem::take(&mut state.doors);
+        let held = std::mem::take(&mut state.held);
+        drop(state);
+        // Outside code, all of it.
+        drop((routes, doors, held));
+    }
+
+    /// Events that are kept for the start.
+    pub fn held(&self) -> usize {
+        lock(&self.state).held.len()
+    }
+}
+
+impl<O: Ops> State<O> {
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn push(
+        &mut self,
+        lane: &Arc<Lane<O>>,
+        sequence: u64,
+        at: Nanos,
+        token: u64,
+        level: Priority,
+        event: &Arc<Envelope<O>>,
+        effects: &mut Effects<O>,
+    ) {
+        let door = self.doors[lane.slot]
+            .as_mut()
+            .expect("a routed lane has a door");
+        debug_assert_eq!(door.lane.id, lane.id);
+        door.routed += 1;
+        if !lane.has_room(level) {
+            match lane.options.overflow {
+                Overflow::DropOldest => match lane.evict(level) {
+                    Some(evicted) => effects.let_go(lane, evicted.event),
+                    // Everything queued had begun before: the newcomer goes instead.
+                    None => return Self::turn_away(lane, event, effects),
+                },
+                Overflow::DropNew => return Self::turn_away(lane, event, effects),
+                Overflow::Block | Overflow::Reject => {}
+            }
+        }
+        lane.entering(level);
+        door.tails[level.index()].push(Entry {
+            sequence,
+            at,
+            token,
+            attempt: 0,
+            level,
+            event: event.clone(),
+        });
+    }
+
+    fn turn_away(lane: &Arc<Lane<O>>, event: &Arc<Envelope<O>>, effects: &mut Effects<O>) {
+        lane.turn_away();
+        effects.let_go(lane, event.clone());
+    }
+}

@@ -1,0 +1,138 @@
+//! The forms for threads: they block for room, unless the thread runs a loop.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::batch::{Batch, prepare_all};
+use super::{give_up, lane_of};
+use crate::engine::bus::Published;
+use crate::engine::gate::Patience;
+use crate::py::clock::{monotonic_ns, wall_at};
+use crate::py::core::Core;
+use crate::py::current::{self, Origin};
+use crate::py::errors::{self, Error};
+use crate::py::ops::{Signal, Waker};
+use crate::py::prepare::{Options, Prepared, prepare};
+use crate::py::receipt::{BatchReceipt, Receipt};
+
+/// Publishes from any thread. Where a loop runs it never blocks.
+pub fn publish_sync(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    event: &Bound<'_, PyAny>,
+    data: Option<&Bound<'_, PyAny>>,
+    options: &Options,
+) -> PyResult<Receipt> {
+    core.check_process(py)?;
+    let origin = current::origin();
+    let prepared = prepare(
+        py,
+        core,
+        event,
+        data,
+        Some(options),
+        origin.as_ref(),
+        wall_at(monotonic_ns()),
+    )?;
+    publish_prepared_sync(py, core, prepared, origin.as_ref())
+}
+
+/// Publishes one valid event from a thread; blocks for room unless a loop runs in it.
+pub(super) fn publish_prepared_sync(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    mut prepared: Prepared,
+    origin: Option<&Origin>,
+) -> PyResult<Receipt> {
+    let lane = lane_of(core, origin);
+    let patience = if crate::py::ops::in_running_loop(py)? {
+        Patience::None
+    } else {
+        Patience::Wait
+    };
+    let blocked = |wait: &mut dyn FnMut() -> PyResult<bool>| match origin {
+        // A handler on a worker thread: another worker stands in meanwhile.
+        Some(origin) => origin.core.pool().while_waiting(wait),
+        None => wait(),
+    };
+    loop {
+        let now = core.now(py)?;
+        match prepared.publish(py, &core.bus, lane, patience, now)? {
+            Published::Accepted(sequence) => {
+                return Ok(Receipt::accepted(prepared, sequence, false));
+            }
+            Published::Held(sequence) => {
+                return Ok(Receipt::accepted(prepared, sequence, true));
+            }
+            Published::Duplicate => return Ok(Receipt::of_duplicate(prepared)),
+            Published::Refused(error) => {
+                prepared.discard();
+                return Err(errors::engine(py, &error));
+            }
+            Published::Waiting(ticket) => {
+                let signal = Arc::new(Signal::default());
+                if ticket.wait(Waker::Thread(signal.clone())).is_ok()
+                    && let Err(error) = blocked(&mut || signal.wait(py, None))
+                {
+                    give_up(core, &prepared, &ticket, core.now(py)?);
+                    return Err(error);
+                }
+                let (sequence, route) =
+                    ticket.admitted().expect("a ticket wakes when it is let in");
+                prepared.route = route;
+                return Ok(Receipt::accepted(prepared, sequence, false));
+            }
+            Published::InFlight if patience == Patience::None => {
+                prepared.discard();
+                core.bus.count_rejected();
+                return Err(Error::QueueFull.exception(
+                    py,
+                    "idempotency_key",
+                    "an event with the same idempotency key is waiting for room, and this thread runs an event loop; \
+                     use await publish(), which waits for its fate",
+                ));
+            }
+            Published::InFlight => {
+                let signal = Arc::new(Signal::default());
+                let key = prepared.key.as_ref().expect("only keys are in flight");
+                if core.bus.join(key, Waker::Thread(signal.clone()), now) {
+                    core.bus.count_joined(true);
+                    if let Err(error) = blocked(&mut || signal.wait(py, None)) {
+                        core.bus.count_cancelled();
+                        prepared.discard();
+                        return Err(error);
+                    }
+                    core.bus.count_joined(false);
+                }
+            }
+        }
+    }
+}
+
+/// The blocking form of `publish_many`, for threads without a loop.
+pub fn publish_many_sync(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    events: &Bound<'_, PyAny>,
+    options: &Options,
+) -> PyResult<BatchReceipt> {
+    core.check_process(py)?;
+    let origin = current::origin();
+    let prepared = prepare_all(py, core, events, Some(options), origin.as_ref())?;
+    let mut batch = Batch::new(core.clone(), origin.clone(), prepared);
+    loop {
+        match batch.run(py, u64::MAX) {
+            Ok(true) => {}
+            Ok(false) => return Ok(batch.finish()),
+            Err(error) => return Err(batch.broken(py, error)),
+        }
+        let Some(prepared) = batch.rest.next() else {
+            continue;
+        };
+        match publish_prepared_sync(py, core, prepared, origin.as_ref()) {
+            Ok(receipt) => batch.receipts.push(receipt),
+            Err(error) => return Err(batch.broken(py, error)),
+        }
+    }
+}

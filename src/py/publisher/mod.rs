@@ -1,0 +1,145 @@
+//! Publishing: the native coroutines of `publish` and `publish_many`, and the blocking
+//! form. Each is lazy, does all its work in its first step, and waits only for room or
+//! for the fate of an equal key.
+
+mod batch;
+mod blocking;
+mod many;
+mod one;
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use crate::engine::bus::Published;
+use crate::engine::gate::{Patience, Ticket};
+use crate::py::clock::monotonic_ns;
+use crate::py::core::Core;
+use crate::py::current::Origin;
+use crate::py::errors::{self};
+use crate::py::ops::{FutureWaker, PyOps, Waker, block_on};
+use crate::py::prepare::Prepared;
+
+pub use self::blocking::{publish_many_sync, publish_sync};
+pub use self::many::{PublishMany, publish_many};
+pub use self::one::{Publish, publish};
+
+/// A publish that waits.
+enum Wait {
+    /// For room.
+    Room {
+        ticket: Arc<Ticket<PyOps>>,
+        future: Py<PyAny>,
+    },
+    /// For the fate of an equal key.
+    Key { future: Py<PyAny> },
+}
+
+/// One step of a publish.
+enum Attempt {
+    Accepted { sequence: u64, held: bool },
+    Duplicate,
+    Wait(Wait),
+}
+
+/// Brings an event before the gate once, from a task.
+#[inline]
+fn attempt(
+    py: Python<'_>,
+    core: &Core,
+    prepared: &mut Prepared,
+    origin: Option<u64>,
+    now: u64,
+) -> PyResult<Attempt> {
+    loop {
+        let published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
+        return Ok(match published {
+            Published::Accepted(sequence) => Attempt::Accepted {
+                sequence,
+                held: false,
+            },
+            Published::Held(sequence) => Attempt::Accepted {
+                sequence,
+                held: true,
+            },
+            Published::Duplicate => Attempt::Duplicate,
+            Published::Refused(error) => {
+                prepared.discard();
+                return Err(errors::engine(py, &error));
+            }
+            Published::Waiting(ticket) => {
+                let waker = FutureWaker::new(py).and_then(|(waker, future)| {
+                    block_on(&future)?;
+                    Ok((waker, future.unbind()))
+                });
+                let (waker, future) = match waker {
+                    Ok(waker) => waker,
+                    Err(error) => {
+                        give_up(core, prepared, &ticket, now);
+                        return Err(error);
+                    }
+                };
+                match ticket.wait(Waker::Future(waker)) {
+                    Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
+                    Err(_) => {
+                        let (sequence, route) = ticket.admitted().expect("it was let in");
+                        prepared.route = route;
+                        Attempt::Accepted {
+                            sequence,
+                            held: false,
+                        }
+                    }
+                }
+            }
+            Published::InFlight => {
+                let (waker, future) = FutureWaker::new(py)?;
+                block_on(&future)?;
+                let key = prepared.key.as_ref().expect("only keys are in flight");
+                if !core.bus.join(key, Waker::Future(waker), now) {
+                    continue;
+                }
+                core.bus.count_joined(true);
+                Attempt::Wait(Wait::Key {
+                    future: future.unbind(),
+                })
+            }
+        });
+    }
+}
+
+fn give_up(core: &Core, prepared: &Prepared, ticket: &Ticket<PyOps>, now: u64) {
+    if core.bus.give_up(ticket, prepared.key.as_ref(), now) {
+        prepared.discard();
+    }
+}
+
+/// Ends a wait whose publisher was cancelled. What was accepted stays accepted.
+fn cancel(py: Python<'_>, core: &Core, prepared: &Prepared, wait: &Wait) {
+    match wait {
+        Wait::Room { ticket, .. } => give_up(
+            core,
+            prepared,
+            ticket,
+            core.now(py).unwrap_or_else(|_| monotonic_ns()),
+        ),
+        Wait::Key { .. } => {
+            core.bus.count_cancelled();
+            prepared.discard();
+        }
+    }
+}
+
+/// The lane whose handler publishes, if that handler is this bus's.
+#[inline]
+fn lane_of(core: &Arc<Core>, origin: Option<&Origin>) -> Option<u64> {
+    origin
+        .filter(|origin| Arc::ptr_eq(&origin.core, core))
+        .map(|origin| origin.lane)
+}
+
+fn unexpected(method: &str, name: &str) -> PyErr {
+    PyTypeError::new_err(format!(
+        "EventBus.{method}() got an unexpected keyword argument '{name}'"
+    ))
+}
