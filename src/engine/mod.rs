@@ -22,5 +22,7 @@ pub mod ring;
 pub mod router;
 pub mod sequence;
 pub mod settlement;
+#[cfg(not(loom))]
+pub mod store;
 pub mod sync;
 pub mod topic;
