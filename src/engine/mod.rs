@@ -4,6 +4,7 @@
 //! are type parameters ([`ops::Ops`]). Each module is one room and the only place of
 //! its rule; [`bus`] puts them together.
 
+pub mod breaker;
 pub mod bus;
 pub mod clock;
 pub mod digest;
@@ -18,6 +19,7 @@ pub mod ops;
 pub mod priority;
 pub mod queue;
 pub mod reorder;
+pub mod retry;
 pub mod ring;
 pub mod router;
 pub mod sequence;
