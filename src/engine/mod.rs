@@ -7,6 +7,8 @@
 pub mod breaker;
 pub mod bus;
 pub mod clock;
+#[cfg(not(loom))]
+pub mod dead_letters;
 pub mod digest;
 pub mod error;
 pub mod gate;

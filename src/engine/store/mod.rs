@@ -10,7 +10,7 @@ mod schema;
 pub use checksum::Checksum;
 pub use error::{Problem, StoreError};
 pub use open::{Options, open, open_reader};
-pub use schema::Schema;
+pub use schema::{DEAD_LETTERS, JOURNAL, Schema};
 
 /// Seconds since 1970, UTC, handed in by the caller; the engine reads no wall clock.
 pub type WallSeconds = f64;

@@ -95,6 +95,8 @@ fn open_or_make(path: &Path, schema: &Schema, options: &Options) -> Result<Conne
         Durability::Os | Durability::Memory => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
+    // Pages. A checkpoint is two flushes whatever its size, so rarer ones cost less.
+    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
     if version < schema.version() {
         schema.migrate(&mut connection)?;
     }

@@ -22,10 +22,10 @@ pub struct Schema {
 pub(super) const KINDS: [(u32, &str); 2] =
     [(JOURNAL, "journal"), (DEAD_LETTERS, "dead letter queue")];
 
-/// "ibJ1".
-pub(crate) const JOURNAL: u32 = 0x6962_4a31;
-/// "ibD1".
-pub(crate) const DEAD_LETTERS: u32 = 0x6962_4431;
+/// The id of journals: "ibJ1".
+pub const JOURNAL: u32 = 0x6962_4a31;
+/// The id of dead letter queues: "ibD1".
+pub const DEAD_LETTERS: u32 = 0x6962_4431;
 
 impl Schema {
     /// The newest version.
