@@ -2,6 +2,7 @@
 
 import warnings
 
+from ironbus._breaker import CircuitBreaker, CircuitBreakerConfig, CircuitState
 from ironbus._core import (
     BatchReceipt,
     Delivery,
@@ -12,10 +13,12 @@ from ironbus._core import (
     current_delivery,
     debug_build,
 )
+from ironbus._retry import RetryManager, RetryPolicy
 from ironbus._subscriptions import Subscription
 from ironbus._waiting import Settlement
 from ironbus.bus import EventBus, Idempotency
 from ironbus.errors import (
+    CircuitOpenError,
     Forked,
     InvalidData,
     InvalidEvent,
@@ -34,6 +37,8 @@ from ironbus.errors import (
     PayloadNotFinite,
     PayloadTooDeep,
     QueueFull,
+    Reject,
+    RetryLater,
     Unsettled,
     WouldDeadlock,
     WrongLoop,
@@ -50,6 +55,10 @@ if debug_build:
 
 __all__ = [
     "BatchReceipt",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitOpenError",
+    "CircuitState",
     "Delivery",
     "Event",
     "EventBus",
@@ -75,6 +84,10 @@ __all__ = [
     "PayloadTooDeep",
     "QueueFull",
     "Receipt",
+    "Reject",
+    "RetryLater",
+    "RetryManager",
+    "RetryPolicy",
     "Settlement",
     "Stream",
     "Subscription",

@@ -6,6 +6,7 @@ message of a handler's exception, which may quote one.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import traceback
 
@@ -15,10 +16,14 @@ logger = logging.getLogger("ironbus")
 leaving = False
 
 
+def place(error: BaseException) -> str:
+    """Where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
 def handler_failed(subscription: str, event_type: str, sequence: int, attempt: int, error: BaseException) -> None:
     """A handler failed for good. Called from the thread that ran it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     logger.error(
         "handler %s failed on event %d of type %r (attempt %d): %s%s",
         subscription,
@@ -26,7 +31,7 @@ def handler_failed(subscription: str, event_type: str, sequence: int, attempt: i
         event_type,
         attempt,
         type(error).__qualname__,
-        where,
+        place(error),
         extra={"subscription": subscription, "sequence": sequence, "event_type": event_type, "attempt": attempt},
     )
 
@@ -41,3 +46,17 @@ def handler_ended_the_program(subscription: str, sequence: int, kind: str) -> No
         kind,
         sequence,
     )
+
+
+def circuit_changed(name: str, old: str, new: str) -> None:
+    """A circuit breaker has changed its state. Called from the thread that made the change."""
+    level = logging.WARNING if new == "open" else logging.INFO
+    logger.log(level, "circuit breaker %r: %s -> %s", name, old, new, extra={"circuit": name, "state": str(new)})
+
+
+def listener_failed(name: str, error: BaseException) -> None:
+    """A listener of a circuit breaker raised; the breaker and the other listeners go on."""
+    logger.error("a listener of circuit breaker %r failed: %s%s", name, type(error).__qualname__, place(error))
+    if isinstance(error, KeyboardInterrupt):
+        # It came while the listener ran, and is meant for the program.
+        _thread.interrupt_main()

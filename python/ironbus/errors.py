@@ -6,6 +6,8 @@ message of a handler's exception, so all of them may be logged.
 
 from __future__ import annotations
 
+import math
+
 
 class IronbusError(Exception):
     """The root of all errors of ironbus. ``field`` is the path of the field at fault, or ``""``."""
@@ -100,7 +102,69 @@ class Unsettled(IronbusError, TimeoutError):
     """The deadline passed before the wait was over. The events go on unharmed."""
 
 
+class CircuitOpenError(IronbusError):
+    """A circuit breaker did not let the call through; nothing was called.
+
+    ``name`` is the breaker's. ``retry_after``: seconds until it lets probes through; None
+    while its probes are under way, which decide.
+    """
+
+    name: str
+    retry_after: float | None
+
+    def __init__(self, name: str, retry_after: float | None = None) -> None:
+        if retry_after is None:
+            text = f"circuit breaker {name!r} is HALF_OPEN and its probes are under way; call again when they are over"
+        else:
+            text = f"circuit breaker {name!r} is OPEN; call again in {round(retry_after, 3):g} s"
+        super().__init__(text)
+        self.name = name
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.name, self.retry_after))
+
+
+class Reject(IronbusError):
+    """For you to raise: this event, or call, will never succeed, so no attempt follows.
+
+    It counts as neither a success nor a failure for a circuit breaker. ``reason`` is the
+    text, in your words; ironbus writes it to no log.
+    """
+
+    reason: str
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.reason,))
+
+
+class RetryLater(IronbusError):
+    """For you to raise: nothing is wrong, but try again after so many ``seconds``, and not before.
+
+    It uses up no attempt, and counts as neither a success nor a failure for a circuit
+    breaker. So whoever raises it each time is called for ever.
+
+    Raises :class:`InvalidOption` if ``seconds`` is not a finite number of 0 or more.
+    """
+
+    seconds: float
+
+    def __init__(self, seconds: float) -> None:
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+            raise InvalidOption("seconds must be a number of 0 or more, for example RetryLater(30)", "seconds")
+        super().__init__(f"not now, but in {round(seconds, 3):g} s")
+        self.seconds = float(seconds)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.seconds,))
+
+
 __all__ = [
+    "CircuitOpenError",
     "Forked",
     "InvalidData",
     "InvalidEvent",
@@ -119,6 +183,8 @@ __all__ = [
     "PayloadNotFinite",
     "PayloadTooDeep",
     "QueueFull",
+    "Reject",
+    "RetryLater",
     "Unsettled",
     "WouldDeadlock",
     "WrongLoop",

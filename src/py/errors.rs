@@ -11,6 +11,7 @@ macro_rules! exceptions {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// An exception class of `ironbus.errors` that is raised from here, by name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(clippy::enum_variant_names)] // the names are Python's
         pub enum Error { $($(#[$doc])* $name),* }
 
         impl Error {
@@ -30,7 +31,7 @@ macro_rules! exceptions {
 exceptions! {
     InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
-    QueueFull, WouldDeadlock, Forked, Unsettled,
+    QueueFull, WouldDeadlock, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
 }
 
 impl Error {

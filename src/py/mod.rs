@@ -3,6 +3,7 @@
 
 use pyo3::prelude::*;
 
+mod breaker;
 mod bus;
 mod cell;
 mod clock;
@@ -21,6 +22,7 @@ mod keys;
 mod native;
 mod ops;
 mod ordering;
+mod policy;
 mod pool;
 mod prepare;
 mod priority;
@@ -29,6 +31,7 @@ mod publisher;
 mod receipt;
 mod record;
 mod refusal;
+mod retries;
 mod routes;
 mod run;
 mod slot;
@@ -59,6 +62,11 @@ mod _core {
     use super::receipt::{BatchReceipt, Receipt};
     #[pymodule_export]
     use super::stream::StreamSource;
+
+    #[pymodule_export]
+    use super::breaker::Breaker;
+    #[pymodule_export]
+    use super::retries::{Random, Retries};
 
     #[pymodule_export]
     use super::event_sequence::EventSequence;
