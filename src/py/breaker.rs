@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::clock::{Clock, monotonic_ns, wall_at};
 use super::errors::Error;
+use super::failure::keep_traceback;
 use super::policy::{outcome, read_config, seconds};
 use crate::engine::breaker::{self, Change, Permit, State, Transition};
 use crate::engine::clock::Nanos;
@@ -300,6 +301,7 @@ impl Listeners {
         changed.call1((&self.name, &old, &new))?;
         for listener in self.copy(py) {
             if let Err(error) = listener.bind(py).call1((&old, &new)) {
+                keep_traceback(py, &error);
                 let failed = FAILED.import(py, "ironbus._log", "listener_failed")?;
                 failed.call1((&self.name, error.value(py)))?;
             }
