@@ -86,6 +86,47 @@ def test_no_batch_takes_nothing(size: int) -> None:
     assert len(manager.get_next_events()) == 1
 
 
+class Text(str):
+    """A string with a hash of its own making: the manager must ask for it."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == other
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+@pytest.mark.parametrize("name", ["plain", Text("own"), 7, ("a", 1)])
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("kind", [EventOrderingManager, type("Derived", (EventOrderingManager,), {})])
+def test_every_form_of_a_call_means_the_same(name: Any, by_name: bool, kind: type[EventOrderingManager]) -> None:
+    # Ordinary calls take a shorter way inside; it must not be a different one.
+    manager = kind()
+    if by_name:
+        sequence = manager.assign_sequence(event_id=name, priority=EventPriority.HIGH)
+        manager.queue_event(event="event", sequence=sequence)
+        assert manager.get_next_events(batch_size=10) == [(sequence, "event")]
+        assert manager.in_flight == 1
+        manager.mark_processed(event_id=name)
+    else:
+        sequence = manager.assign_sequence(name, EventPriority.HIGH)
+        manager.queue_event("event", sequence)
+        assert manager.get_next_events(10) == [(sequence, "event")]
+        assert manager.in_flight == 1
+        manager.mark_processed(name)
+    assert manager.in_flight == 0
+    assert dataclasses.astuple(sequence) == (name, 1, sequence.timestamp, EventPriority.HIGH)
+    for method in (manager.assign_sequence, manager.queue_event, manager.mark_processed):
+        with pytest.raises(TypeError):
+            method()
+        with pytest.raises(TypeError):
+            method(1, 2, 3)
+        with pytest.raises(TypeError):
+            method(unknown=1)
+
+
 def test_a_full_level_refuses_and_nothing_is_lost() -> None:
     manager = EventOrderingManager(max_queue_size=2)
     for name in "ab":
@@ -350,6 +391,37 @@ def test_a_sequence_is_a_mutable_value(make: Any) -> None:
     match EventSequence("m", 7, 0.0):
         case EventSequence(event_id, number):
             assert (event_id, number) == ("m", 7)
+
+
+@pytest.mark.parametrize("make", [given_out, lambda: EventSequence("e", 1, 2.5)], ids=["given out", "made"])
+def test_a_sequence_without_an_id_is_not_queued(make: Any) -> None:
+    sequence, manager = make(), EventOrderingManager()
+    del sequence.event_id
+    with pytest.raises(AttributeError):
+        sequence.event_id  # noqa: B018
+    with pytest.raises(AttributeError, match="event_id"):
+        manager.queue_event("event", sequence)
+    sequence.event_id = "again"
+    manager.queue_event("event", sequence)
+    assert manager.get_next_events() == [(sequence, "event")]
+
+
+def test_what_a_sequence_held_is_let_go_with_it() -> None:
+    # Its memory is used again; what was in it must not be, and must not be kept.
+    class Id:
+        pass
+
+    manager = EventOrderingManager()
+    for _ in range(3):
+        ids = [Id() for _ in range(3_000)]  # more than are kept
+        alive = [weakref.ref(one) for one in ids]
+        sequences = [manager.assign_sequence(one) for one in ids]  # type: ignore[arg-type]
+        for sequence, one in zip(sequences[::2], ids, strict=False):
+            sequence.priority = one  # type: ignore[assignment]
+        assert [sequence.event_id for sequence in sequences] == ids
+        del ids, sequences, sequence, one
+        assert not any(ref() for ref in alive)
+    assert manager.assign_sequence("e").priority is EventPriority.NORMAL
 
 
 @dataclass

@@ -8,6 +8,8 @@
 
 use std::cell::UnsafeCell;
 
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 /// See the module. Values go in and out whole; nobody holds a reference into it while
@@ -45,6 +47,23 @@ impl<T> GilCell<T> {
     pub fn update<R: 'static>(&self, _py: Python<'_>, change: impl FnOnce(&mut T) -> R) -> R {
         // SAFETY: see `Sync` above; a unique reference for the length of a plain change.
         change(unsafe { &mut *self.0.get() })
+    }
+
+    /// Shows the objects in the value to the garbage collector, whose visit proves the GIL.
+    pub fn visit(
+        &self,
+        _visit: &PyVisit<'_>,
+        look: impl FnOnce(&T) -> Result<(), PyTraverseError>,
+    ) -> Result<(), PyTraverseError> {
+        // SAFETY: see `Sync` above. The collector is never called during a look or a change, which
+        // do not call into Python.
+        look(unsafe { &*self.0.get() })
+    }
+
+    /// The value alone.
+    #[inline]
+    pub fn into_inner(self) -> T {
+        self.0.into_inner()
     }
 
     /// The value, for its only owner.

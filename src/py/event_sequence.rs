@@ -1,92 +1,118 @@
 //! `EventSequence`: a dataclass to its callers. What a manager gives out has
-//! native numbers inside and never changes, so making and reading one costs a
-//! single object and no lock; only whoever sets a field pays for mutability.
-
-use std::sync::OnceLock;
+//! native numbers inside, so that making and reading one costs a single object;
+//! only whoever sets a number, the time or the level pays for mutability.
 
 use pyo3::PyTraverseError;
+use pyo3::exceptions::PyAttributeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyTuple};
 
+use super::cell::GilCell;
+use super::native::{self, Slot};
 use super::{dataclass, priority};
 use crate::engine::priority::Priority;
-use crate::engine::sync::{Mutex, lock};
 
 // The class's docstring is that of its shape, see `dataclass::adopt`.
 #[allow(missing_docs)]
 #[pyclass(frozen, subclass, module = "ironbus.ordering")]
 pub struct EventSequence {
-    event_id: Py<PyAny>,
+    event_id: Slot,
+    rest: GilCell<Rest>,
+}
+
+/// The fields behind the id.
+enum Rest {
+    Given(Given),
+    /// Once any of them was set: objects of any type, as a dataclass takes them.
+    Set(Box<[Py<PyAny>; 3]>),
+}
+
+#[derive(Clone, Copy)]
+struct Given {
     number: i64,
     timestamp: f64,
     level: Priority,
-    /// Once any field was set: the fields as Python objects, instead of all the above.
-    set: OnceLock<Box<Mutex<Fields>>>,
 }
 
-/// In the order of the constructor. Objects of any type, as a dataclass takes them.
-type Fields = [Py<PyAny>; 4];
-
-const EVENT_ID: usize = 0;
-const NUMBER: usize = 1;
-const TIMESTAMP: usize = 2;
-const PRIORITY: usize = 3;
+const NUMBER: usize = 0;
+const TIMESTAMP: usize = 1;
+const PRIORITY: usize = 2;
 
 impl EventSequence {
     /// A sequence as a manager gives it out; `timestamp` in Unix seconds.
     #[inline]
     pub fn new(event_id: Py<PyAny>, number: i64, timestamp: f64, level: Priority) -> Self {
         Self {
-            event_id,
-            number,
-            timestamp,
-            level,
-            set: OnceLock::new(),
+            event_id: GilCell::new(Some(event_id)),
+            rest: GilCell::new(Rest::Given(Given {
+                number,
+                timestamp,
+                level,
+            })),
         }
+    }
+
+    /// What decides the event's place, if it is as it was given out: its id, its number and its level.
+    #[inline]
+    pub fn given_place<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, i64, Priority)> {
+        let given = self.rest.read(py, |rest| match rest {
+            Rest::Given(given) => Some(*given),
+            Rest::Set(_) => None,
+        })?;
+        Some((self.id(py)?, given.number, given.level))
     }
 
     /// What decides an event's place: its id, its number and its level.
     ///
     /// Raises `TypeError` or `OverflowError` for a number that is no 64-bit
-    /// integer, and `InvalidPriority`.
-    #[inline]
+    /// integer, `InvalidPriority`, and `AttributeError` where the id was deleted.
     pub fn place<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, i64, Priority)> {
-        let Some(fields) = self.set.get() else {
-            return Ok((self.event_id.bind(py).clone(), self.number, self.level));
-        };
-        let [id, number, _, level] = {
-            let fields = lock(fields);
-            [0, 1, 2, 3].map(|field: usize| fields[field].bind(py).clone())
-        };
-        Ok((id, number.extract()?, priority::to_level(py, &level)?))
+        let missing = || PyAttributeError::new_err("event_id of the sequence was deleted");
+        let id = self.id(py).ok_or_else(missing)?;
+        let number = self.get(py, NUMBER)?.extract(py)?;
+        let level = priority::to_level(py, self.get(py, PRIORITY)?.bind(py))?;
+        Ok((id, number, level))
     }
 
-    /// The field as it was set, if any was.
     #[inline]
-    fn get(&self, py: Python<'_>, field: usize) -> Option<Py<PyAny>> {
-        self.set
-            .get()
-            .map(|fields| lock(fields)[field].clone_ref(py))
+    fn id<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        let id = self
+            .event_id
+            .read(py, |id| id.as_ref().map(|id| id.clone_ref(py)));
+        id.map(|id| id.into_bound(py))
     }
 
-    fn put(&self, py: Python<'_>, field: usize, value: Py<PyAny>) -> PyResult<()> {
-        if self.set.get().is_none() {
-            let fields = [
-                self.event_id(py),
-                self.sequence_number(py)?,
-                self.timestamp(py),
-                self.priority(py)?,
-            ];
-            // Another thread may have been faster; then its fields hold.
-            let lost = self.set.set(Box::new(Mutex::new(fields)));
-            drop(lost);
+    /// A field behind the id, as a Python object.
+    fn get(&self, py: Python<'_>, field: usize) -> PyResult<Py<PyAny>> {
+        let rest = self.rest.read(py, |rest| match rest {
+            Rest::Given(given) => Ok(*given),
+            Rest::Set(fields) => Err(fields[field].clone_ref(py)),
+        });
+        match (rest, field) {
+            (Err(object), _) => Ok(object),
+            (Ok(given), NUMBER) => Ok(given.number.into_pyobject(py)?.into_any().unbind()),
+            (Ok(given), TIMESTAMP) => Ok(PyFloat::new(py, given.timestamp).into_any().unbind()),
+            (Ok(given), _) => priority::to_member(py, given.level),
         }
-        if let Some(fields) = self.set.get() {
-            // Dropped once the lock is free: a destructor may look at this object.
-            let old = std::mem::replace(&mut lock(fields)[field], value);
-            drop(old);
-        }
+    }
+
+    fn put(&self, py: Python<'_>, field: usize, mut value: Py<PyAny>) -> PyResult<()> {
+        let mut objects = Some(Box::new([
+            self.get(py, NUMBER)?,
+            self.get(py, TIMESTAMP)?,
+            self.get(py, PRIORITY)?,
+        ]));
+        self.rest.update(py, |rest| {
+            // Making the objects may have run anybody's code, which was faster then.
+            if matches!(rest, Rest::Given(_)) {
+                *rest = Rest::Set(objects.take().expect("taken once"));
+            }
+            if let Rest::Set(fields) = rest {
+                std::mem::swap(&mut fields[field], &mut value);
+            }
+        });
+        // What is left is dropped now that the change is made: a destructor may look at this object.
         Ok(())
     }
 }
@@ -105,36 +131,18 @@ impl EventSequence {
     }
 
     #[getter]
-    fn event_id(&self, py: Python<'_>) -> Py<PyAny> {
-        self.get(py, EVENT_ID)
-            .unwrap_or_else(|| self.event_id.clone_ref(py))
-    }
-
-    #[getter]
     fn sequence_number(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self.get(py, NUMBER) {
-            Some(value) => Ok(value),
-            None => Ok(self.number.into_pyobject(py)?.into_any().unbind()),
-        }
+        self.get(py, NUMBER)
     }
 
     #[getter]
-    fn timestamp(&self, py: Python<'_>) -> Py<PyAny> {
+    fn timestamp(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.get(py, TIMESTAMP)
-            .unwrap_or_else(|| PyFloat::new(py, self.timestamp).into_any().unbind())
     }
 
     #[getter]
     fn priority(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self.get(py, PRIORITY) {
-            Some(value) => Ok(value),
-            None => priority::to_member(py, self.level),
-        }
-    }
-
-    #[setter]
-    fn set_event_id(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<()> {
-        self.put(py, EVENT_ID, value)
+        self.get(py, PRIORITY)
     }
 
     #[setter]
@@ -161,21 +169,53 @@ impl EventSequence {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.event_id)?;
-        // Nobody who is attached holds the lock over a collection; if someone did,
-        // visiting nothing is safe: the objects only seem to be in use from outside.
-        if let Some(Ok(fields)) = self.set.get().map(|fields| fields.try_lock()) {
-            fields.iter().try_for_each(|value| visit.call(value))?;
-        }
-        Ok(())
+        self.event_id.visit(&visit, |id| visit.call(id))?;
+        self.rest.visit(&visit, |rest| match rest {
+            Rest::Set(fields) => fields.iter().try_for_each(|field| visit.call(field)),
+            Rest::Given(_) => Ok(()),
+        })
     }
 
-    /// Cuts the cycles that a setter can have made; an id that nobody set is older
-    /// than this object and cannot lead back to it but through such a cycle.
     fn __clear__(&self, py: Python<'_>) {
-        if let Some(fields) = self.set.get() {
-            let old = std::mem::replace(&mut *lock(fields), [0; 4].map(|_: u8| py.None()));
-            drop(old);
-        }
+        let id = self.event_id.replace(py, Some(py.None()));
+        drop(id);
+        let nothing = [0; 3].map(|_: u8| py.None());
+        let rest = self.rest.replace(py, Rest::Set(Box::new(nothing)));
+        drop(rest);
     }
+}
+
+impl native::Pooled for EventSequence {
+    const TRACKED: bool = true;
+    /// As many as CPython keeps of tuples.
+    const KEPT: usize = 2_000;
+
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
+    }
+}
+
+impl native::Released for EventSequence {
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        let id = self.event_id.into_inner();
+        if let Rest::Set(fields) = self.rest.into_inner() {
+            for field in *fields {
+                drop(field.into_bound(py));
+            }
+        }
+        drop(id.map(|id| id.into_bound(py)));
+    }
+}
+
+/// Completes the class.
+pub fn install(py: Python<'_>) -> PyResult<()> {
+    dataclass::adopt(&py.get_type::<EventSequence>())?;
+    native::install_pool::<EventSequence>(py);
+    native::install_release::<EventSequence>(py);
+    let example = EventSequence::new(py.None(), 0, 0.0, Priority::default());
+    native::install_slot(&Bound::new(py, example)?, c"event_id", |sequence| {
+        &sequence.event_id
+    })
 }

@@ -83,7 +83,8 @@ mod _core {
         native::install_send::<slot::Slot>(m.py());
         native::install_pool::<publisher::Publish>(m.py());
         native::install_pool::<receipt::Receipt>(m.py());
-        dataclass::adopt(&m.py().get_type::<EventSequence>())?;
+        event_sequence::install(m.py())?;
+        ordering::install(m.py())?;
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

@@ -1,25 +1,23 @@
 //! `EventOrderingManager` of the `pm.events` API: numbers, and four queues by level.
 //!
-//! The order itself is the engine's ([`Sequencer`], [`Reorder`]); here are the
-//! Python objects around it. No Python code runs, and no Python object is
-//! dropped, while the lock is held: so whoever holds it never waits for the
-//! interpreter, and a destructor may call the manager again.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! The order itself is the engine's ([`Reorder`]); here are the Python objects around
+//! it. The GIL guards them: no Python code runs, and no Python object is dropped, while
+//! they are looked at, so a destructor may call the manager again.
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
+use super::cell::GilCell;
+use super::clock::{monotonic_ns, wall_at};
 use super::errors::Error;
 use super::event_sequence::EventSequence;
-use super::priority::to_level;
+use super::native::{self, Method, Shortcut};
+use super::priority::{member_level, to_level};
 use crate::engine::in_flight::InFlight;
 use crate::engine::priority::Priority;
 use crate::engine::reorder::Reorder;
-use crate::engine::sequence::Sequencer;
-use crate::engine::sync::{Mutex, lock};
 
 /// v1.0's default.
 const MAX_QUEUE_SIZE: usize = 10_000;
@@ -32,8 +30,9 @@ const MAX_QUEUE_SIZE: usize = 10_000;
 /// Raises :class:`ironbus.errors.InvalidOption` (a ``ValueError``) for a size below 1.
 #[pyclass(frozen, subclass, module = "ironbus.ordering")]
 pub struct EventOrderingManager {
-    sequencer: Sequencer,
-    state: Mutex<State>,
+    /// The number that was given last.
+    last: GilCell<i64>,
+    state: GilCell<State>,
 }
 
 struct State {
@@ -43,7 +42,7 @@ struct State {
 }
 
 struct Queued {
-    /// The hash of the event's id, taken when no lock was held.
+    /// The hash of the event's id.
     id: u64,
     sequence: Py<EventSequence>,
     event: Py<PyAny>,
@@ -58,20 +57,48 @@ impl State {
             in_flight: InFlight::new(max_queue_size.saturating_mul(Priority::COUNT)),
         }
     }
+
+    /// Queues the event, unless its level is full.
+    #[inline]
+    fn queue(&mut self, number: i64, level: Priority, queued: Queued) -> Result<(), Full> {
+        let queue = &mut self.levels[level.index()];
+        if queue.len() >= self.max_queue_size {
+            return Err(Full {
+                queued,
+                max_queue_size: self.max_queue_size,
+            });
+        }
+        queue.push(number, queued);
+        Ok(())
+    }
+
+    /// Takes out so many events at most, which are in flight then.
+    #[inline]
+    fn next(&mut self, room: usize) -> Vec<Queued> {
+        let queued = self.levels.iter().map(Reorder::len).sum();
+        let mut batch = Vec::with_capacity(room.min(queued));
+        for queue in &mut self.levels {
+            while batch.len() < batch.capacity()
+                && let Some(queued) = queue.pop()
+            {
+                self.in_flight.insert(queued.id);
+                batch.push(queued);
+            }
+        }
+        batch
+    }
+}
+
+/// An event that found no room.
+struct Full {
+    queued: Queued,
+    max_queue_size: usize,
 }
 
 /// Raises `TypeError` for an unhashable id, as a table of ids does.
 #[inline]
 fn hash_of(id: &Bound<'_, PyAny>) -> PyResult<u64> {
     Ok(id.hash()?.cast_unsigned() as u64)
-}
-
-/// Unix seconds.
-fn now() -> f64 {
-    // A clock before 1970 is broken; time 0 shows that as well as an error would.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 #[pymethods]
@@ -81,8 +108,8 @@ impl EventOrderingManager {
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
         Self {
-            sequencer: Sequencer::new(),
-            state: Mutex::new(State::new(MAX_QUEUE_SIZE)),
+            last: GilCell::new(0),
+            state: GilCell::new(State::new(MAX_QUEUE_SIZE)),
         }
     }
 
@@ -90,7 +117,7 @@ impl EventOrderingManager {
     fn __init__(&self, py: Python<'_>, max_queue_size: isize) -> PyResult<()> {
         match usize::try_from(max_queue_size) {
             Ok(size) if size > 0 => {
-                let old = std::mem::replace(&mut *lock(&self.state), State::new(size));
+                let old = self.state.replace(py, State::new(size));
                 drop(old);
                 Ok(())
             }
@@ -114,8 +141,7 @@ impl EventOrderingManager {
         priority: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<EventSequence>> {
         let level = priority.map_or(Ok(Priority::default()), |value| to_level(py, value))?;
-        let number = self.sequencer.next().cast_signed();
-        Py::new(py, EventSequence::new(event_id, number, now(), level))
+        self.number(py, event_id, level).map(Bound::unbind)
     }
 
     /// Queues an event at its sequence's priority and number.
@@ -138,20 +164,18 @@ impl EventOrderingManager {
             sequence: sequence.clone().unbind(),
             event,
         };
-        let mut state = lock(&self.state);
-        let max_queue_size = state.max_queue_size;
-        let queue = &mut state.levels[level.index()];
-        if queue.len() < max_queue_size {
-            queue.push(number, queued);
-            return Ok(());
-        }
-        drop(state);
-        let text = format!(
-            "level {} holds max_queue_size={max_queue_size} events; fetch some with get_next_events() \
-             and queue this one again, or make the manager larger",
-            level.name()
-        );
-        Err(Error::QueueFull.exception(py, "max_queue_size", text))
+        let full = self
+            .state
+            .update(py, |state| state.queue(number, level, queued));
+        full.map_err(|full| {
+            let text = format!(
+                "level {} holds max_queue_size={} events; fetch some with get_next_events() \
+                 and queue this one again, or make the manager larger",
+                level.name(),
+                full.max_queue_size
+            );
+            Error::QueueFull.exception(py, "max_queue_size", text)
+        })
     }
 
     /// Takes up to ``batch_size`` queued events out: a list of ``(sequence, event)``,
@@ -166,24 +190,7 @@ impl EventOrderingManager {
         batch_size: isize,
     ) -> PyResult<Bound<'py, PyList>> {
         let room = usize::try_from(batch_size).unwrap_or(0);
-        let mut batch = Vec::new();
-        {
-            let State {
-                levels, in_flight, ..
-            } = &mut *lock(&self.state);
-            let queued = levels.iter().map(Reorder::len).sum();
-            batch.reserve_exact(room.min(queued));
-            'full: for queue in levels {
-                loop {
-                    if batch.len() == room {
-                        break 'full;
-                    }
-                    let Some(queued) = queue.pop() else { break };
-                    in_flight.insert(queued.id);
-                    batch.push(queued);
-                }
-            }
-        }
+        let batch = self.state.update(py, |state| state.next(room));
         PyList::new(
             py,
             batch
@@ -195,33 +202,156 @@ impl EventOrderingManager {
     /// Reports an event that :meth:`get_next_events` gave out as processed.
     ///
     /// Unknown ids are harmless. Any thread. Raises ``TypeError`` for an unhashable id.
-    fn mark_processed(&self, event_id: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn mark_processed(&self, py: Python<'_>, event_id: &Bound<'_, PyAny>) -> PyResult<()> {
         let id = hash_of(event_id)?;
-        lock(&self.state).in_flight.remove(id);
+        self.state.update(py, |state| state.in_flight.remove(id));
         Ok(())
     }
 
     /// How many events were given out and are not marked as processed. Of those that
     /// never are, the latest ``4 * max_queue_size`` to twice as many are counted. Any thread.
     #[getter]
-    fn in_flight(&self) -> usize {
-        lock(&self.state).in_flight.len()
+    fn in_flight(&self, py: Python<'_>) -> usize {
+        self.state.read(py, |state| state.in_flight.len())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Nobody who is attached holds the lock over a collection; if someone did,
-        // visiting nothing is safe: the objects only seem to be in use from outside.
-        if let Ok(state) = self.state.try_lock() {
-            for queued in state.levels.iter().flat_map(Reorder::iter) {
+        self.state.visit(&visit, |state| {
+            let mut all = state.levels.iter().flat_map(Reorder::iter);
+            all.try_for_each(|queued| {
                 visit.call(&queued.sequence)?;
-                visit.call(&queued.event)?;
-            }
-        }
-        Ok(())
+                visit.call(&queued.event)
+            })
+        })
     }
 
-    fn __clear__(&self) {
-        let old = std::mem::take(&mut lock(&self.state).levels);
+    fn __clear__(&self, py: Python<'_>) {
+        let old = self
+            .state
+            .update(py, |state| std::mem::take(&mut state.levels));
         drop(old);
     }
+}
+
+impl EventOrderingManager {
+    #[inline]
+    fn number<'py>(
+        &self,
+        py: Python<'py>,
+        event_id: Py<PyAny>,
+        level: Priority,
+    ) -> PyResult<Bound<'py, EventSequence>> {
+        let number = self.last.update(py, |last| {
+            *last += 1;
+            *last
+        });
+        let now = wall_at(monotonic_ns());
+        native::make(py, EventSequence::new(event_id, number, now, level))
+    }
+}
+
+// The ordinary calls, in which most of the time would otherwise go into taking arguments apart.
+
+struct AssignSequence;
+
+impl Shortcut for AssignSequence {
+    type Class = EventOrderingManager;
+    const NAME: &'static str = "assign_sequence";
+
+    fn method() -> &'static Method {
+        static METHOD: Method = Method::new();
+        &METHOD
+    }
+
+    #[inline]
+    fn call<'py>(
+        slf: &Bound<'py, EventOrderingManager>,
+        arguments: &[Bound<'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let (event_id, level) = match arguments {
+            [event_id] => (event_id, Priority::default()),
+            [event_id, priority] => (event_id, member_level(py, priority).ok()??),
+            _ => return None,
+        };
+        let event_id = event_id.clone().unbind();
+        Some(slf.get().number(py, event_id, level).ok()?.into_any())
+    }
+}
+
+struct QueueEvent;
+
+impl Shortcut for QueueEvent {
+    type Class = EventOrderingManager;
+    const NAME: &'static str = "queue_event";
+
+    fn method() -> &'static Method {
+        static METHOD: Method = Method::new();
+        &METHOD
+    }
+
+    #[inline]
+    fn call<'py>(
+        slf: &Bound<'py, EventOrderingManager>,
+        arguments: &[Bound<'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let [event, sequence] = arguments else {
+            return None;
+        };
+        let sequence = sequence.cast_exact::<EventSequence>().ok()?;
+        let (id, number, level) = sequence.get().given_place(py)?;
+        let queued = Queued {
+            id: native::hash_of_str(&id)?.cast_unsigned() as u64,
+            sequence: sequence.clone().unbind(),
+            event: event.clone().unbind(),
+        };
+        match slf
+            .get()
+            .state
+            .update(py, |state| state.queue(number, level, queued))
+        {
+            Ok(()) => Some(py.None().into_bound(py)),
+            Err(full) => {
+                drop(full.queued.sequence.into_bound(py));
+                drop(full.queued.event.into_bound(py));
+                None
+            }
+        }
+    }
+}
+
+struct MarkProcessed;
+
+impl Shortcut for MarkProcessed {
+    type Class = EventOrderingManager;
+    const NAME: &'static str = "mark_processed";
+
+    fn method() -> &'static Method {
+        static METHOD: Method = Method::new();
+        &METHOD
+    }
+
+    #[inline]
+    fn call<'py>(
+        slf: &Bound<'py, EventOrderingManager>,
+        arguments: &[Bound<'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let [event_id] = arguments else {
+            return None;
+        };
+        let id = native::hash_of_str(event_id)?.cast_unsigned() as u64;
+        slf.get()
+            .state
+            .update(py, |state| state.in_flight.remove(id));
+        Some(py.None().into_bound(py))
+    }
+}
+
+/// Completes the class.
+pub fn install(py: Python<'_>) -> PyResult<()> {
+    native::install_shortcut::<AssignSequence>(py)?;
+    native::install_shortcut::<QueueEvent>(py)?;
+    native::install_shortcut::<MarkProcessed>(py)
 }

@@ -81,6 +81,10 @@ impl Receipt {
 }
 
 impl native::Pooled for Receipt {
+    const TRACKED: bool = false;
+    /// As many as a loop turn's worth of publishes may leave behind.
+    const KEPT: usize = 256;
+
     fn pool() -> &'static native::Pool {
         static POOL: native::Pool = GilCell::new(Vec::new());
         &POOL
@@ -338,7 +342,7 @@ impl BatchReceipt {
     fn receipts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let receipts = PyList::empty(py);
         for receipt in &self.receipts {
-            receipts.append(Bound::new(
+            receipts.append(native::make(
                 py,
                 Receipt {
                     event: receipt.event.clone(),

@@ -5,6 +5,8 @@
 
 mod async_method;
 mod pool;
+mod shortcut;
+mod slot;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -12,10 +14,13 @@ use std::ptr;
 use pyo3::exceptions::{PyRuntimeError, PySystemError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 use pyo3::{PyClass, PyTypeInfo, ffi};
 
 pub use self::async_method::{Arguments, AsyncMethods};
-pub use self::pool::{Pool, Pooled, install_pool};
+pub use self::pool::{Pool, Pooled, Released, install_pool, install_release, make};
+pub use self::shortcut::{Method, Shortcut, install_shortcut};
+pub use self::slot::{Slot, install_slot};
 
 /// What a step of a coroutine gave.
 pub enum Sent<'py> {
@@ -48,6 +53,20 @@ pub fn send<'py>(coroutine: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>) -> Py
 pub fn is_coroutine(object: &Bound<'_, PyAny>) -> bool {
     // SAFETY: the argument is a valid object.
     unsafe { ffi::PyCoro_CheckExact(object.as_ptr()) != 0 }
+}
+
+/// The hash of a string, which remembers it; None for an object that is not exactly a string.
+#[inline]
+pub fn hash_of_str(object: &Bound<'_, PyAny>) -> Option<isize> {
+    let object = object.cast_exact::<PyString>().ok()?.as_ptr();
+    // SAFETY: attached; every string begins with a `PyASCIIObject`, in which -1 is no hash yet. The
+    // callee cannot fail for a string.
+    unsafe {
+        match (*object.cast::<ffi::PyASCIIObject>()).hash {
+            -1 => Some(ffi::PyObject_Hash(object)),
+            hash => Some(hash),
+        }
+    }
 }
 
 /// A copy of the context, or of the current one.

@@ -83,7 +83,7 @@ impl Publish {
                 self.accepted(py, call.core(), prepared, sequence, held, machine)
             }
             Attempt::Duplicate => {
-                let receipt = Bound::new(py, Receipt::of_duplicate(prepared))?;
+                let receipt = native::make(py, Receipt::of_duplicate(prepared))?;
                 self.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_any()))
             }
@@ -113,7 +113,7 @@ impl Publish {
         held: bool,
         machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let receipt = Bound::new(py, Receipt::accepted(prepared, sequence, held))?;
+        let receipt = native::make(py, Receipt::accepted(prepared, sequence, held))?;
         if core.turn_is_due(1, machine) {
             core.turn_was_given(machine);
             self.swap(py, State::Yielding(receipt.unbind()));
@@ -130,6 +130,10 @@ impl Publish {
 }
 
 impl native::Pooled for Publish {
+    const TRACKED: bool = false;
+    /// As many as a loop turn's worth of publishes may leave behind.
+    const KEPT: usize = 256;
+
     fn pool() -> &'static native::Pool {
         static POOL: native::Pool = GilCell::new(Vec::new());
         &POOL
@@ -358,7 +362,7 @@ pub fn publish<'py>(
         // Asked when it is called and not when it is awaited: a handler may hand it to a task.
         origin: current::origin().map(Box::new),
     };
-    Ok(Bound::new(
+    Ok(native::make(
         py,
         Publish {
             state: GilCell::new(State::Created(call)),
