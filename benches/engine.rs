@@ -34,7 +34,7 @@ fn pass(bus: &Bus, seat: &Seat, event_type: &str, route: &mut Arc<Route>, payloa
         event: &event,
         origin: None,
     };
-    let published = bus.publish(&offer, route, None, Patience::None, payload);
+    let published = bus.publish(&offer, route, &mut None, None, Patience::None, payload);
     assert!(matches!(published, Published::Accepted(_)));
     while let Some(lane) = seat.next() {
         let next = bus.take(&lane, payload).expect("it was scheduled");

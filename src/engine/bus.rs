@@ -59,22 +59,23 @@ impl<O: Ops> Bus<O> {
         &self.keys
     }
 
-    /// Claims the key, and brings the event before the gate. `route` may be stale; it is the
-    /// one that counted afterwards.
+    /// Claims the key, and brings the event before the gate. `route` may be stale; then the one
+    /// that counted is left in `rerouted`.
     #[inline]
     pub fn publish(
         &self,
         offer: &Offer<'_, O>,
-        route: &mut Arc<Route<O>>,
+        route: &Arc<Route<O>>,
+        rerouted: &mut Option<Arc<Route<O>>>,
         key: Option<&Digest>,
         patience: Patience,
         now: Nanos,
     ) -> Published<O> {
         let mut effects = Effects::default();
         let Some(key) = key else {
-            let admission = self
-                .gate
-                .admit(offer, route, patience, None, now, &mut effects);
+            let admission =
+                self.gate
+                    .admit(offer, route, rerouted, patience, None, now, &mut effects);
             self.carry_out(effects, now);
             return admission.into();
         };
@@ -86,9 +87,15 @@ impl<O: Ops> Bus<O> {
                 return Published::Duplicate;
             }
         };
-        let admission = self
-            .gate
-            .admit(offer, route, patience, Some(key), now, &mut effects);
+        let admission = self.gate.admit(
+            offer,
+            route,
+            rerouted,
+            patience,
+            Some(key),
+            now,
+            &mut effects,
+        );
         match &admission {
             Admission::Accepted(_) | Admission::Held(_) => vacant.commit(now),
             Admission::Waiting(_) => vacant.hold(),
@@ -103,11 +110,14 @@ impl<O: Ops> Bus<O> {
     pub fn publish_run<'a>(
         &self,
         offers: impl Iterator<Item = Offer<'a, O>>,
-        route: &mut Arc<Route<O>>,
+        route: &Arc<Route<O>>,
+        rerouted: &mut Option<Arc<Route<O>>>,
         now: Nanos,
     ) -> Run {
         let mut effects = Effects::default();
-        let run = self.gate.admit_run(offers, route, now, &mut effects);
+        let run = self
+            .gate
+            .admit_run(offers, route, rerouted, now, &mut effects);
         self.carry_out(effects, now);
         run
     }

@@ -149,7 +149,11 @@ pub struct Lane<O: Ops> {
     /// What the executor needs to run it.
     pub handler: O::Handler,
     seat: Arc<O::Seat>,
-    depth: [AtomicUsize; LEVELS],
+    /// What came to each level: written under the gate.
+    entered: [AtomicUsize; LEVELS],
+    /// What left it, less what came back: written under the consumer's lock. The two are apart so
+    /// that neither side needs a locked instruction.
+    left: [AtomicUsize; LEVELS],
     /// Publishers that wait for room, by level. Written under the gate.
     pub(super) waiting: [AtomicUsize; LEVELS],
     running: AtomicUsize,
@@ -219,7 +223,8 @@ impl<O: Ops> Lane<O> {
             options,
             handler,
             seat,
-            depth: std::array::from_fn(|_| AtomicUsize::new(0)),
+            entered: std::array::from_fn(|_| AtomicUsize::new(0)),
+            left: std::array::from_fn(|_| AtomicUsize::new(0)),
             waiting: std::array::from_fn(|_| AtomicUsize::new(0)),
             running: AtomicUsize::new(0),
             state: AtomicU8::new(IDLE),
@@ -236,7 +241,23 @@ impl<O: Ops> Lane<O> {
     /// Queued events of a level.
     #[inline]
     pub fn depth(&self, level: Priority) -> usize {
-        self.depth[level.index()].load(Ordering::Acquire)
+        self.depth_at(level.index())
+    }
+
+    /// What has left is looked at first, so that a level may seem fuller than it is, never emptier.
+    #[inline]
+    fn depth_at(&self, level: usize) -> usize {
+        let left = self.left[level].load(Ordering::Acquire);
+        self.entered[level]
+            .load(Ordering::Acquire)
+            .wrapping_sub(left)
+    }
+
+    /// Counts an event that leaves a level, or (-1) comes back. Under the consumer's lock.
+    #[inline]
+    fn leaves(&self, level: usize, change: isize) {
+        let left = self.left[level].load(Ordering::Relaxed);
+        self.left[level].store(left.wrapping_add_signed(change), Ordering::Release);
     }
 
     /// Whether a level has room for one more.
@@ -249,7 +270,11 @@ impl<O: Ops> Lane<O> {
     /// than it is.
     #[inline]
     pub(super) fn entering(&self, level: Priority) {
-        self.depth[level.index()].fetch_add(1, Ordering::Relaxed);
+        let entered = &self.entered[level.index()];
+        entered.store(
+            entered.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Release,
+        );
     }
 
     /// After a push: whether the lane must be scheduled.
@@ -289,11 +314,15 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return true;
         }
-        // Depth first: an event is counted as running before it leaves its queue.
-        self.depth
-            .iter()
-            .all(|depth| depth.load(Ordering::SeqCst) == 0)
-            && self.running.load(Ordering::Acquire) == 0
+        let quiet = || {
+            (0..LEVELS).all(|level| self.depth_at(level) == 0)
+                && self.running.load(Ordering::Acquire) == 0
+        };
+        // What goes from a handler back to its queue between the two looks is missed by both.
+        quiet() && {
+            let _still = lock(&self.consumer);
+            quiet()
+        }
     }
 
     /// Handlers at work.
@@ -341,7 +370,7 @@ impl<O: Ops> Lane<O> {
             return self.let_go(&mut consumer, entry, now);
         }
         let level = entry.level.index();
-        self.depth[level].fetch_add(1, Ordering::Relaxed);
+        self.leaves(level, -1);
         self.set_running(-1);
         match self.options.order {
             // Its token stays held for it, so that nothing of the same key overtakes it.
@@ -378,7 +407,7 @@ impl<O: Ops> Lane<O> {
         entry.attempt -= 1;
         let parked = consumer.keys.hold(entry);
         debug_assert!(parked.is_ok());
-        self.depth[level].fetch_add(1, Ordering::SeqCst);
+        self.leaves(level, -1);
         self.set_running(-1);
         self.turn(&mut consumer, true, now)
     }
@@ -407,7 +436,8 @@ impl<O: Ops> Lane<O> {
             while let Some(entry) = consumer.heads[level].pop() {
                 left.push(entry);
             }
-            self.depth[level].store(0, Ordering::Release);
+            let entered = self.entered[level].load(Ordering::Relaxed);
+            self.left[level].store(entered, Ordering::Release);
         }
         left.iter()
             .for_each(|_| consumer.tally.count(Tallied::Dropped));
@@ -423,7 +453,7 @@ impl<O: Ops> Lane<O> {
             Some(entry) => entry,
             None => consumer.heads[level.index()].pop()?,
         };
-        self.depth[level.index()].fetch_sub(1, Ordering::AcqRel);
+        self.leaves(level.index(), 1);
         consumer.tally.count(Tallied::Dropped);
         Some(entry)
     }
@@ -451,7 +481,7 @@ impl<O: Ops> Lane<O> {
             .min();
         LaneReport {
             tally: consumer.tally,
-            depth: std::array::from_fn(|level| self.depth[level].load(Ordering::Acquire)),
+            depth: std::array::from_fn(|level| self.depth_at(level)),
             running: self.running(),
             paused: consumer.paused,
             oldest,
@@ -508,7 +538,7 @@ impl<O: Ops> Lane<O> {
     /// a line of the cache that nothing else needs.
     #[inline]
     fn since(&self, consumer: &mut Consumer<O>, level: usize) -> Option<Nanos> {
-        if self.depth[level].load(Ordering::Acquire) == 0 {
+        if self.depth_at(level) == 0 {
             return None;
         }
         consumer.since(level)
@@ -541,7 +571,7 @@ impl<O: Ops> Lane<O> {
         entry.attempt += 1;
         consumer.wait.record(now.saturating_sub(entry.at));
         self.set_running(1);
-        self.depth[entry.level.index()].fetch_sub(1, Ordering::SeqCst);
+        self.leaves(entry.level.index(), 1);
         Some(entry)
     }
 

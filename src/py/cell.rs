@@ -65,9 +65,4 @@ impl<T> GilCell<T> {
     pub fn into_inner(self) -> T {
         self.0.into_inner()
     }
-
-    /// The value, for its only owner.
-    pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut()
-    }
 }

@@ -5,15 +5,13 @@
 //! as good as new, and goes to the next one: most programs use no context variables,
 //! and a copy for every event would be a tenth of a delivery.
 
-use std::cell::Cell;
-
 use pyo3::prelude::*;
 
+use super::cell::GilCell;
 use super::native;
 
-thread_local! {
-    static EMPTY: Cell<Option<Py<PyAny>>> = const { Cell::new(None) };
-}
+/// Handlers on threads take turns with those on the loop, so there are seldom more.
+static EMPTY: GilCell<Option<Py<PyAny>>> = GilCell::new(None);
 
 /// What fresh contexts are copies of.
 pub struct Base {
@@ -34,7 +32,7 @@ impl Base {
     /// A context for one handler.
     #[inline]
     pub fn fresh<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match self.empty.then(|| EMPTY.take()).flatten() {
+        match self.empty.then(|| EMPTY.replace(py, None)).flatten() {
             Some(context) => Ok(context.into_bound(py)),
             None => native::copy_context(py, Some(&self.context)),
         }
@@ -46,7 +44,8 @@ impl Base {
         // No Python code can get at the object itself, only at copies; so what it does not hold
         // now it will not hold later.
         if self.empty && context.len().is_ok_and(|variables| variables == 0) {
-            EMPTY.set(Some(context.unbind()));
+            let py = context.py();
+            drop(EMPTY.replace(py, Some(context.unbind())));
         }
     }
 }

@@ -1,31 +1,29 @@
-//! Event ids. Most are never looked at, so an id is two numbers until somebody
-//! does: a random nonce of this process and a counter.
+//! Event ids. Most are never looked at, so an id is a number until somebody does: then
+//! it is written out behind the random nonce of the process in which it was counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
-/// Drawn from `os.urandom`, because the engine has no randomness of its own.
-static NONCE: AtomicU64 = AtomicU64::new(0);
+use super::cell::GilCell;
+
+/// The nonces of this process and of those that it was forked from, each with the first number
+/// that it goes with. Drawn from `os.urandom`, because the engine has no randomness of its own.
+static NONCES: GilCell<Vec<(u64, u64)>> = GilCell::new(Vec::new());
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The id of an event: made here and not yet written out, or whatever the caller set.
 pub enum Identity {
-    /// Formats to the same UUID every time.
-    Number {
-        /// Of the process in which the event was made.
-        nonce: u64,
-        /// The how manieth of that process.
-        number: u64,
-    },
+    /// The how manieth of this process. Formats to the same UUID every time.
+    Number(u64),
     /// Set by the caller; the `pm.events` API allows any object.
     Object(Py<PyAny>),
 }
 
-/// Two steps and no locked instruction: whoever makes an event holds the GIL.
+/// The number of a new event. Two steps and no locked instruction: whoever makes one holds the GIL.
 #[inline]
-fn next_number() -> u64 {
+pub fn next_number() -> u64 {
     let number = NUMBER.load(Ordering::Relaxed);
     NUMBER.store(number + 1, Ordering::Relaxed);
     number
@@ -35,17 +33,14 @@ impl Identity {
     /// An id that no other event has, in this process or in its forks.
     #[inline]
     pub fn next() -> Self {
-        Self::Number {
-            nonce: NONCE.load(Ordering::Relaxed),
-            number: next_number(),
-        }
+        Self::Number(next_number())
     }
 
     /// The same id again.
     #[inline]
     pub fn clone_ref(&self, py: Python<'_>) -> Self {
         match self {
-            &Self::Number { nonce, number } => Self::Number { nonce, number },
+            &Self::Number(number) => Self::Number(number),
             Self::Object(object) => Self::Object(object.clone_ref(py)),
         }
     }
@@ -53,7 +48,11 @@ impl Identity {
     /// What Python sees: a UUID string, or the caller's object.
     pub fn to_object<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
         match self {
-            &Self::Number { nonce, number } => {
+            &Self::Number(number) => {
+                let nonce = NONCES.read(py, |nonces| {
+                    let later = nonces.partition_point(|(first, _)| *first <= number);
+                    nonces[later - 1].1
+                });
                 let text = format_uuid(nonce, number);
                 PyString::new(
                     py,
@@ -91,7 +90,10 @@ fn format_uuid(nonce: u64, number: u64) -> [u8; 36] {
 #[pyfunction]
 fn draw_nonce(py: Python<'_>) -> PyResult<()> {
     let bytes: [u8; 8] = py.import("os")?.call_method1("urandom", (8,))?.extract()?;
-    NONCE.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+    let first = NUMBER.load(Ordering::Relaxed);
+    NONCES.update(py, |nonces| {
+        nonces.push((first, u64::from_le_bytes(bytes)));
+    });
     Ok(())
 }
 

@@ -82,9 +82,11 @@ mod _core {
         native::install_send::<publisher::PublishMany>(m.py());
         native::install_send::<slot::Slot>(m.py());
         native::install_pool::<publisher::Publish>(m.py());
+        native::install_release::<publisher::Publish>(m.py());
         native::install_pool::<receipt::Receipt>(m.py());
         event_sequence::install(m.py())?;
         ordering::install(m.py())?;
+        native::install_release::<receipt::Receipt>(m.py());
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

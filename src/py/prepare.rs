@@ -11,11 +11,12 @@ use super::core::Core;
 use super::current::Origin;
 use super::errors::Error;
 use super::event::{Event as PyEvent, record_of};
-use super::identity::Identity;
+use super::identity::{self, Identity};
 use super::native;
 use super::ops::{Event, PyOps};
 use super::priority::to_level;
-use super::record::{Extras, Record, Stamp};
+use super::record::{Extras, Given, Record, Stamp};
+use super::routes::Way;
 use super::walk;
 use crate::engine::bus::{Bus, Published};
 use crate::engine::digest::Digest;
@@ -55,7 +56,7 @@ pub struct Prepared {
     /// The event.
     pub event: Event,
     /// The lanes of its type, as of now.
-    pub route: Arc<Route<PyOps>>,
+    pub way: Py<Way>,
     /// Its level.
     pub level: Priority,
     /// What it is ordered by.
@@ -82,7 +83,27 @@ impl Prepared {
             event: &self.event,
             origin,
         };
-        Ok(bus.publish(&offer, &mut self.route, self.key.as_ref(), patience, now))
+        let mut rerouted = None;
+        let route = &self.way.get().0;
+        let published = bus.publish(
+            &offer,
+            route,
+            &mut rerouted,
+            self.key.as_ref(),
+            patience,
+            now,
+        );
+        if let Some(route) = rerouted {
+            self.went(py, route)?;
+        }
+        Ok(published)
+    }
+
+    /// It went by another route than the one that it came with.
+    #[cold]
+    pub fn went(&mut self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<()> {
+        self.way = Py::new(py, Way(route))?;
+        Ok(())
     }
 
     /// The event was not accepted: nobody waits for it, and its cause does not either.
@@ -93,11 +114,11 @@ impl Prepared {
 
 /// Validates an event, or a type and its data.
 #[inline]
-pub fn prepare(
-    py: Python<'_>,
+pub fn prepare<'py>(
+    py: Python<'py>,
     core: &Core,
-    event: &Bound<'_, PyAny>,
-    data: Option<&Bound<'_, PyAny>>,
+    event: Bound<'py, PyAny>,
+    data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
@@ -110,57 +131,26 @@ pub fn prepare(
 }
 
 #[inline]
-fn prepare_parts(
-    py: Python<'_>,
+fn prepare_parts<'py>(
+    py: Python<'py>,
     core: &Core,
-    event: &Bound<'_, PyAny>,
-    data: Option<&Bound<'_, PyAny>>,
+    event: Bound<'py, PyAny>,
+    data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    let (type_, data, timestamp, identity, source, template) =
-        if let Ok(type_) = event.cast::<PyString>() {
+    let (type_, data, seconds, number, given) = match event.cast_into::<PyString>() {
+        Ok(type_) => {
             let data = match data {
-                Some(data) if data.is_truthy()? => data.clone().unbind(),
+                Some(data) if data.is_truthy()? => data.unbind(),
                 _ => PyDict::new(py).into_any().unbind(),
             };
-            (
-                type_.clone().unbind(),
-                data,
-                Stamp::Seconds(wall),
-                Identity::next(),
-                None,
-                None,
-            )
-        } else if event.is_instance_of::<PyEvent>() {
-            let published = record_of(event)?;
-            let type_ = published
-                .type_
-                .bind(py)
-                .cast::<PyString>()
-                .map_err(|_| not_a_type(py))?
-                .clone()
-                .unbind();
-            (
-                type_,
-                published.data,
-                published.timestamp,
-                published.identity,
-                published.source,
-                published.template,
-            )
-        } else {
-            return Err(Error::InvalidType.exception(
-                py,
-                "event",
-                format!(
-                    "event must be a type (a string) or an ironbus.Event, not {}",
-                    event.get_type().name()?.to_string_lossy()
-                ),
-            ));
-        };
-    let route = route(py, core, type_.bind(py))?;
+            (type_.unbind(), data, wall, identity::next_number(), None)
+        }
+        Err(other) => parts_of(py, &other.into_inner(), wall)?,
+    };
+    let way = way(core, type_.bind(py))?;
     let mut extras = Extras::default();
     let mut any = false;
     let mut level = Priority::Normal;
@@ -201,44 +191,83 @@ fn prepare_parts(
             .extras
             .as_ref()
             .and_then(|extras| extras.correlation.as_ref());
-        extras.correlation = Some(first.unwrap_or(&parent.identity).clone_ref(py));
-        extras.causation = Some(parent.identity.clone_ref(py));
+        extras.correlation = Some(match first {
+            Some(first) => first.clone_ref(py),
+            None => parent.identity(py),
+        });
+        extras.causation = Some(parent.identity(py));
         any = true;
         cause = Some(&*origin.cause);
     }
     let record = Record {
         type_,
         data,
-        timestamp,
-        identity,
-        source,
-        template,
+        seconds,
+        number,
+        given,
         extras: any.then(|| Arc::new(extras)),
         priority: level,
     };
     Ok(Prepared {
         event: Arc::new(Envelope::new(record, cause)),
-        route,
+        way,
         level,
         token,
         key,
     })
 }
 
+type Parts = (Py<PyString>, Py<PyAny>, f64, u64, Option<Box<Given>>);
+
+/// The parts of an event that was published as an object.
+fn parts_of(py: Python<'_>, event: &Bound<'_, PyAny>, wall: f64) -> PyResult<Parts> {
+    if !event.is_instance_of::<PyEvent>() {
+        let text = format!(
+            "event must be a type (a string) or an ironbus.Event, not {}",
+            event.get_type().name()?.to_string_lossy()
+        );
+        return Err(Error::InvalidType.exception(py, "event", text));
+    }
+    let published = record_of(event)?;
+    let type_ = published.type_.into_bound(py).cast_into::<PyString>();
+    let type_ = type_.map_err(|_| not_a_type(py))?.unbind();
+    let (seconds, timestamp) = match published.timestamp {
+        Stamp::Seconds(seconds) => (seconds, None),
+        object => (wall, Some(object)),
+    };
+    let (number, identity) = match published.identity {
+        Identity::Number(number) => (number, None),
+        object => (0, Some(object)),
+    };
+    let given = Given {
+        timestamp,
+        identity,
+        source: published.source,
+        template: published.template,
+    };
+    let given = (!given.is_empty()).then(|| Box::new(given));
+    Ok((type_, published.data, seconds, number, given))
+}
+
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.
 #[inline]
-fn route(py: Python<'_>, core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Arc<Route<PyOps>>> {
-    if let Some(route) = core.routes.get(type_) {
-        return Ok(route);
+fn way(core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Py<Way>> {
+    match core.routes.get(type_) {
+        Some(way) => Ok(way),
+        None => look_up(core, type_),
     }
+}
+
+#[cold]
+fn look_up(core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Py<Way>> {
+    let py = type_.py();
     let text = type_.to_str().map_err(|_| not_a_type(py))?;
     let route = match core.bus.remembered_route(text) {
         Some(route) => route,
         None if is_printable(type_)? => core.bus.route(text),
         None => return Err(not_a_type(py)),
     };
-    core.routes.put(type_, &route);
-    Ok(route)
+    core.routes.put(type_, route)
 }
 
 /// Not empty, and nothing in it that a log line could not show.

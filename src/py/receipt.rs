@@ -12,10 +12,10 @@ use super::core::Core;
 use super::current;
 use super::errors::Error;
 use super::native;
-use super::ops::{Event, FutureWaker, PyLane, PyOps, Signal, Waker};
+use super::ops::{Event, FutureWaker, PyLane, Signal, Waker};
 use super::prepare::Prepared;
+use super::routes::Way;
 use crate::engine::gate::WaitId;
-use crate::engine::router::Route;
 use crate::engine::settlement::Outcome;
 
 /// The bus's answer to a publish.
@@ -25,7 +25,7 @@ use crate::engine::settlement::Outcome;
 pub struct Receipt {
     event: Event,
     /// None while the event is kept for the start: its lanes are not known yet.
-    route: Option<Arc<Route<PyOps>>>,
+    way: Option<Py<Way>>,
     sequence: u64,
 }
 
@@ -33,10 +33,10 @@ impl Receipt {
     /// For an event that was accepted under a number.
     #[inline]
     pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
-        let route = (!held).then_some(prepared.route);
+        let way = (!held).then_some(prepared.way);
         Self {
             event: prepared.event,
-            route,
+            way,
             sequence,
         }
     }
@@ -46,7 +46,7 @@ impl Receipt {
         prepared.discard();
         Self {
             event: prepared.event,
-            route: None,
+            way: None,
             sequence: 0,
         }
     }
@@ -68,7 +68,8 @@ impl Receipt {
     }
 
     fn lanes(&self) -> Vec<PyLane> {
-        let route = self.route.clone().or_else(|| self.event.route());
+        let way = self.way.as_ref().map(|way| way.get().0.clone());
+        let route = way.or_else(|| self.event.route());
         route.map_or_else(Vec::new, |route| {
             route
                 .lanes
@@ -91,12 +92,24 @@ impl native::Pooled for Receipt {
     }
 }
 
+impl native::Released for Receipt {
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        if let Some(way) = self.way {
+            way.drop_ref(py);
+        }
+        if let Some(last) = Arc::into_inner(self.event) {
+            native::attached(py, || drop(last));
+        }
+    }
+}
+
 #[pymethods]
 impl Receipt {
     /// The id of the event, a UUID string unless the publisher set another.
     #[getter]
     fn event_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyAny> {
-        self.event.payload.identity.to_object(py)
+        self.event.payload.identity(py).to_object(py)
     }
 
     /// The number of the event on its bus, rising by one; None for a duplicate.
@@ -346,7 +359,7 @@ impl BatchReceipt {
                 py,
                 Receipt {
                     event: receipt.event.clone(),
-                    route: receipt.route.clone(),
+                    way: receipt.way.as_ref().map(|way| way.clone_ref(py)),
                     sequence: receipt.sequence,
                 },
             )?)?;

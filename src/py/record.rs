@@ -7,7 +7,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyString};
 
 use super::identity::Identity;
+use super::ops::Event;
 use crate::engine::priority::Priority;
+use crate::engine::settlement::Envelope;
 
 /// When the event was made.
 pub enum Stamp {
@@ -54,19 +56,30 @@ pub struct Record {
     pub type_: Py<PyString>,
     /// The payload, by reference.
     pub data: Py<PyAny>,
-    /// When the event was made.
-    pub timestamp: Stamp,
-    /// The event's id.
-    pub identity: Identity,
-    /// `None` for the default, `"pm_system"`.
+    /// When the event was made, in Unix time, unless the caller set another object.
+    pub seconds: f64,
+    /// The number behind the event's id, unless the caller set another.
+    pub number: u64,
+    /// What the caller set that few callers set; apart, so that the common record stays small.
+    pub given: Option<Box<Given>>,
+    /// The same for what the bus is told beside the event.
+    pub extras: Option<Arc<Extras>>,
+    /// The level it is queued on.
+    pub priority: Priority,
+}
+
+/// What an event has that was published as an object of the caller's.
+#[derive(Default)]
+pub struct Given {
+    /// Another time than now.
+    pub timestamp: Option<Stamp>,
+    /// Another id than the next.
+    pub identity: Option<Identity>,
+    /// Another source than `"pm_system"`.
     pub source: Option<Py<PyAny>>,
     /// A private copy of what was published, where it is more than a plain `Event`:
     /// an instance of a subclass, or one with attributes of the caller's.
     pub template: Option<Py<PyAny>>,
-    /// The rest, which few events have; apart, so that the common record stays small.
-    pub extras: Option<Arc<Extras>>,
-    /// The level it is queued on.
-    pub priority: Priority,
 }
 
 /// Shared with the delivered events, unseen by the garbage collector: so there is
@@ -87,7 +100,51 @@ pub struct Extras {
     pub context: Option<Py<PyAny>>,
 }
 
+impl Given {
+    /// Whether the caller set nothing.
+    pub fn is_empty(&self) -> bool {
+        self.timestamp.is_none()
+            && self.identity.is_none()
+            && self.source.is_none()
+            && self.template.is_none()
+    }
+}
+
 impl Record {
+    /// When the event was made.
+    #[inline]
+    pub fn timestamp(&self, py: Python<'_>) -> Stamp {
+        let given = self
+            .given
+            .as_ref()
+            .and_then(|given| given.timestamp.as_ref());
+        given.map_or(Stamp::Seconds(self.seconds), |stamp| stamp.clone_ref(py))
+    }
+
+    /// The event's id.
+    #[inline]
+    pub fn identity(&self, py: Python<'_>) -> Identity {
+        let given = self
+            .given
+            .as_ref()
+            .and_then(|given| given.identity.as_ref());
+        given.map_or(Identity::Number(self.number), |id| id.clone_ref(py))
+    }
+
+    /// The publisher's object, where handlers get copies of it.
+    #[inline]
+    pub fn template(&self) -> Option<&Py<PyAny>> {
+        self.given
+            .as_ref()
+            .and_then(|given| given.template.as_ref())
+    }
+
+    /// Where it comes from, if that is not the default.
+    #[inline]
+    pub fn source(&self) -> Option<&Py<PyAny>> {
+        self.given.as_ref().and_then(|given| given.source.as_ref())
+    }
+
     /// The publisher's context, if handlers run in it.
     #[inline]
     pub fn context(&self) -> Option<&Py<PyAny>> {
@@ -97,4 +154,14 @@ impl Record {
     }
 }
 
-const _: () = assert!(size_of::<Record>() <= 96);
+/// Lets go of an event: what is last released then would by itself ask, object by object, whether
+/// the thread is attached.
+#[inline]
+pub fn let_go(py: Python<'_>, event: Event) {
+    if let Some(Envelope { payload, .. }) = Arc::into_inner(event) {
+        payload.type_.drop_ref(py);
+        payload.data.drop_ref(py);
+    }
+}
+
+const _: () = assert!(size_of::<Record>() <= 56);

@@ -11,9 +11,14 @@ use super::cell::GilCell;
 use super::ops::PyOps;
 use crate::engine::router::Route;
 
+/// A route as an object of the interpreter's, so that a publish and its receipt share it without
+/// a locked instruction.
+#[pyclass(frozen, module = "ironbus._core")]
+pub struct Way(pub Arc<Route<PyOps>>);
+
 const PLACES: usize = 8;
 
-type Remembered = (Py<PyString>, Arc<Route<PyOps>>);
+type Remembered = (Py<PyString>, Py<Way>);
 
 /// See the module. It keeps its strings alive, so that an address means one string.
 pub struct Routes([GilCell<Option<Remembered>>; PLACES]);
@@ -32,17 +37,20 @@ impl Routes {
 
     /// The route of this very string.
     #[inline]
-    pub fn get(&self, type_: &Bound<'_, PyString>) -> Option<Arc<Route<PyOps>>> {
-        self.place(type_).read(type_.py(), |place| match place {
-            Some((known, route)) if known.as_ptr() == type_.as_ptr() => Some(route.clone()),
+    pub fn get(&self, type_: &Bound<'_, PyString>) -> Option<Py<Way>> {
+        let py = type_.py();
+        self.place(type_).read(py, |place| match place {
+            Some((known, way)) if known.as_ptr() == type_.as_ptr() => Some(way.clone_ref(py)),
             _ => None,
         })
     }
 
     /// Remembers a route.
-    pub fn put(&self, type_: &Bound<'_, PyString>, route: &Arc<Route<PyOps>>) {
-        let remembered = Some((type_.clone().unbind(), route.clone()));
+    pub fn put(&self, type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Way>> {
+        let way = Py::new(type_.py(), Way(route))?;
+        let remembered = Some((type_.clone().unbind(), way.clone_ref(type_.py())));
         drop(self.place(type_).replace(type_.py(), remembered));
+        Ok(way)
     }
 
     /// Forgets all: subscriptions have changed, and a route may keep a handler alive.

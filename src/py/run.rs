@@ -12,6 +12,7 @@ use super::event::Event;
 use super::failure::{self, Kind};
 use super::native::{self, Sent};
 use super::ops::{PyLane, PyOps};
+use super::record;
 use crate::engine::bus::Next;
 use crate::engine::lane::Entry;
 use crate::engine::settlement::Outcome;
@@ -304,7 +305,9 @@ pub fn finish(
             if let Outcome::Dead(error) = &outcome {
                 failure::log(py, lane, &entry, error);
             }
-            Ok(core.bus.finish(lane, &entry, outcome, work, proceed, now))
+            let next = core.bus.finish(lane, &entry, outcome, work, proceed, now);
+            record::let_go(py, entry.event);
+            Ok(next)
         }
         End::PutBack => {
             core.bus.put_back(lane, entry, now);

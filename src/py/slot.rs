@@ -419,11 +419,12 @@ impl Slot {
 impl Coroutine for Slot {
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let state = std::mem::replace(&mut *lock(&slf.get().state), State::Away);
-        match state {
+        // Once for all the events of this turn: handlers and payloads are released in it.
+        native::attached(slf.py(), || match state {
             State::Serving | State::Idle => Self::serve(slf),
             State::Suspended(job) => Self::go_on(slf, *job, Input::Value(value)),
             State::Away => Err(native::reused("ironbus slot")),
-        }
+        })
     }
 }
 

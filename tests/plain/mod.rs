@@ -155,5 +155,12 @@ pub fn offer(
         event: &event,
         origin,
     };
-    bus.publish(&offer, &mut bus.route(event_type), None, patience, now)
+    bus.publish(
+        &offer,
+        &bus.route(event_type),
+        &mut None,
+        None,
+        patience,
+        now,
+    )
 }

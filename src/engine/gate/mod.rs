@@ -170,18 +170,22 @@ impl<O: Ops> Gate<O> {
         self.router.remembered(event_type)
     }
 
-    /// Lets an event in if there is room in all its lanes, by `route` if that is not stale.
+    /// Lets an event in if there is room in all its lanes, by `route` if that is not stale; else by
+    /// the one that is left in `rerouted`.
     #[inline]
+    #[allow(clippy::too_many_arguments)]
     pub fn admit(
         &self,
         offer: &Offer<'_, O>,
-        route: &mut Arc<Route<O>>,
+        route: &Arc<Route<O>>,
+        rerouted: &mut Option<Arc<Route<O>>>,
         patience: Patience,
         claim: Option<&Digest>,
         now: Nanos,
         effects: &mut Effects<O>,
     ) -> Admission<O> {
         let mut state = lock(&self.state);
+        let route = self.current(&state, offer, route, rerouted);
         let admission = self.admit_one(&mut state, offer, route, patience, claim, now, effects);
         drop(state);
         if matches!(admission, Admission::Accepted(_)) {
@@ -195,11 +199,17 @@ impl<O: Ops> Gate<O> {
     pub fn admit_run<'a>(
         &self,
         offers: impl Iterator<Item = Offer<'a, O>>,
-        route: &mut Arc<Route<O>>,
+        route: &Arc<Route<O>>,
+        rerouted: &mut Option<Arc<Route<O>>>,
         now: Nanos,
         effects: &mut Effects<O>,
     ) -> Run {
+        let mut offers = offers.peekable();
         let mut state = lock(&self.state);
+        let route = match offers.peek() {
+            Some(first) => self.current(&state, first, route, rerouted),
+            None => route,
+        };
         let mut run = Run {
             held: !state.open,
             ..Run::default()
@@ -235,25 +245,35 @@ impl<O: Ops> Gate<O> {
         run
     }
 
+    /// The route by which an event goes now.
+    #[inline]
+    fn current<'a>(
+        &self,
+        state: &State<O>,
+        offer: &Offer<'_, O>,
+        route: &'a Arc<Route<O>>,
+        rerouted: &'a mut Option<Arc<Route<O>>>,
+    ) -> &'a Arc<Route<O>> {
+        if route.epoch == state.epoch {
+            route
+        } else {
+            rerouted.insert(self.router.route(offer.event_type))
+        }
+    }
+
     #[inline]
     #[allow(clippy::too_many_arguments)]
     fn admit_one(
         &self,
         state: &mut MutexGuard<'_, State<O>>,
         offer: &Offer<'_, O>,
-        route: &mut Arc<Route<O>>,
+        route: &Arc<Route<O>>,
         patience: Patience,
         claim: Option<&Digest>,
         now: Nanos,
         effects: &mut Effects<O>,
     ) -> Admission<O> {
         let state = &mut **state;
-        if route.epoch != state.epoch {
-            effects.retire([std::mem::replace(
-                route,
-                self.router.route(offer.event_type),
-            )]);
-        }
         state.counts.offered += 1;
         if !state.open {
             return self.hold(state, offer, now);
@@ -277,7 +297,7 @@ impl<O: Ops> Gate<O> {
                 }
             }
         }
-        let sequence = self.sequencer.next();
+        let sequence = self.sequencer.next_in_turn();
         state.counts.accepted += 1;
         effects.wake(offer.event.routed(route.owed));
         for lane in &route.lanes {
@@ -300,7 +320,7 @@ impl<O: Ops> Gate<O> {
             state.counts.rejected += 1;
             return Admission::Refused(EngineError::NotStarted { bound: state.bound });
         }
-        let sequence = self.sequencer.next();
+        let sequence = self.sequencer.next_in_turn();
         state.counts.accepted += 1;
         state.held.push_back(Held {
             event_type: offer.event_type.into(),

@@ -96,7 +96,7 @@ impl<O: Ops> Gate<O> {
                         .iter()
                         .map(|lane| (lane.id, waiter.level)),
                 );
-                let sequence = self.sequencer.next();
+                let sequence = self.sequencer.next_in_turn();
                 state.counts.waiting -= 1;
                 state.counts.accepted += 1;
                 if !state.open && !state.held.is_empty() {

@@ -41,6 +41,14 @@ impl Default for Delivered {
 }
 
 impl Delivered {
+    /// As [`Fields::release`].
+    #[inline]
+    pub fn release(self, py: Python<'_>) {
+        if let Some(call) = self.call {
+            call.subscription.drop_ref(py);
+        }
+    }
+
     pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         // `extras` is shared, and must not be visited once per owner; see there.
         match &self.call {
@@ -50,7 +58,6 @@ impl Delivered {
     }
 }
 
-#[allow(dead_code)] // used by the slots, which call handlers
 impl Event {
     /// The event that one handler is called with, once; the payload is shared by reference.
     #[inline]
@@ -72,18 +79,18 @@ impl Event {
             }),
             priority: record.priority,
         };
-        if let Some(template) = &record.template {
+        if let Some(template) = record.template() {
             return deliver_copy(template.bind(py), delivered);
         }
-        let source = match &record.source {
+        let source = match record.source() {
             Some(source) => source.clone_ref(py),
             None => default_source(py).unbind(),
         };
         let fields = Fields {
             type_: Some(record.type_.clone_ref(py).into_any()),
             data: Some(record.data.clone_ref(py)),
-            timestamp: Some(record.timestamp.clone_ref(py)),
-            identity: Some(record.identity.clone_ref(py)),
+            timestamp: Some(record.timestamp(py)),
+            identity: Some(record.identity(py)),
             source: Some(source),
         };
         let event = Self {
@@ -91,7 +98,7 @@ impl Event {
             delivered,
             in_dict: false,
         };
-        match pool::take() {
+        match pool::take(py) {
             Some(used) => {
                 *used.bind(py).borrow_mut() = event;
                 Ok(used.into_any())

@@ -94,6 +94,19 @@ impl Fields {
         }
     }
 
+    /// Drops them, for less than by themselves: each would ask whether the thread is attached.
+    #[inline]
+    pub fn release(self, py: Python<'_>) {
+        let drop_ref = |object: Option<Py<PyAny>>| {
+            if let Some(object) = object {
+                object.drop_ref(py);
+            }
+        };
+        drop_ref(self.type_);
+        drop_ref(self.source);
+        drop_ref(self.data);
+    }
+
     pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.type_)?;
         visit.call(&self.data)?;

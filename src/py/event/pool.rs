@@ -3,28 +3,22 @@
 //! Not `#[pyclass(freelist)]`: that gives out objects that the garbage collector does
 //! not track, so a payload that refers to its event would never be collected.
 
-use std::cell::RefCell;
-
 use pyo3::prelude::*;
 
-use super::delivered::Delivered;
-use super::fields::Fields;
 use super::{Event, slots};
+use crate::py::cell::GilCell;
 
-/// A thread has about as many events in flight as it has handlers suspended.
+/// About as many as there are handlers suspended at once.
 const CAPACITY: usize = 64;
 
-thread_local! {
-    static POOL: RefCell<Vec<Py<Event>>> = const { RefCell::new(Vec::new()) };
-}
+static POOL: GilCell<Vec<Py<Event>>> = GilCell::new(Vec::new());
 
 /// An empty event that nobody else knows.
 #[inline]
-pub fn take() -> Option<Py<Event>> {
-    POOL.with_borrow_mut(Vec::pop)
+pub fn take(py: Python<'_>) -> Option<Py<Event>> {
+    POOL.update(py, Vec::pop)
 }
 
-#[allow(dead_code)] // used by the slots, which call handlers
 impl Event {
     /// Gives back what [`deliver`](Self::deliver) gave, once the handler is done. An event that
     /// the handler kept, in whatever way, stays the handler's.
@@ -36,7 +30,7 @@ impl Event {
         if !slots::is_unshared(&event) {
             return;
         }
-        let old = {
+        let (fields, delivered) = {
             let mut me = event.borrow_mut();
             if me.in_dict {
                 return;
@@ -46,12 +40,18 @@ impl Event {
                 std::mem::take(&mut me.delivered),
             )
         };
-        POOL.with_borrow_mut(|pool| {
+        let event = event.unbind();
+        let surplus = POOL.update(py, |pool| {
             if pool.len() < CAPACITY {
-                pool.push(event.unbind());
+                pool.push(event);
+                None
+            } else {
+                Some(event)
             }
         });
+        drop(surplus);
         // Last: the payload's destructor may be Python code, and deliver events itself.
-        drop::<(Fields, Delivered)>(old);
+        fields.release(py);
+        delivered.release(py);
     }
 }

@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyWeakrefReference};
 
 use super::Event;
-use crate::py::identity::Identity;
-use crate::py::record::{Record, Stamp};
+use crate::py::identity;
+use crate::py::record::Record;
 
 fn with_python(test: impl FnOnce(Python<'_>)) {
     Python::initialize();
@@ -19,10 +19,9 @@ fn record(py: Python<'_>, data: &Bound<'_, PyAny>) -> Arc<Record> {
     Arc::new(Record {
         type_: PyString::new(py, "a").unbind(),
         data: data.clone().unbind(),
-        timestamp: Stamp::Seconds(1.5),
-        identity: Identity::next(),
-        source: None,
-        template: None,
+        seconds: 1.5,
+        number: identity::next_number(),
+        given: None,
         extras: None,
         priority: crate::engine::priority::Priority::High,
     })

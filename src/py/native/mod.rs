@@ -104,8 +104,22 @@ pub fn in_context<R>(context: &Bound<'_, PyAny>, body: impl FnOnce() -> R) -> Py
 
 /// A native coroutine: a pyclass that is stepped by `await` without exceptions.
 pub trait Coroutine: PyClass {
-    /// One step.
+    /// One step. That the thread is attached is not told to pyo3, which costs as much as a tenth of a
+    /// publish; and where it is not told, the release of a `Py` is put off. So a step releases what
+    /// it has as `Bound`, or does it in [`attached`].
     fn step<'py>(slf: &Bound<'py, Self>, value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>>;
+}
+
+/// Tells pyo3 for the length of `body` that this thread, which has the GIL, is attached, so that
+/// what is released in it is released at once. While the interpreter ends it cannot be told:
+/// then that is left to the end of the process.
+pub fn attached<R>(_py: Python<'_>, body: impl FnOnce() -> R) -> R {
+    let mut body = Some(body);
+    let mut run = || body.take().map(|body| body());
+    Python::try_attach(|_| run())
+        .flatten()
+        .or_else(run)
+        .expect("it runs once, here or there")
 }
 
 /// Gives the class the slot by which the interpreter and `asyncio` step it.
@@ -136,23 +150,20 @@ unsafe extern "C" fn step_slot<T: Coroutine>(
 ) -> ffi::PySendResult {
     // SAFETY: the interpreter calls this attached, with an instance of `T` (the slot is on that
     // type alone, which cannot be subclassed), a valid value and a place for the result.
-    // Attaching, though the thread is attached, tells pyo3 so: it would put off every release of
-    // a reference otherwise.
     unsafe {
-        Python::attach_unchecked(|py| {
-            let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
-            let value = Bound::from_borrowed_ptr(py, value);
-            let (object, kind) = match guarded(|| T::step(&slf, &value)) {
-                Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
-                Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
-                Err(error) => {
-                    error.restore(py);
-                    (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
-                }
-            };
-            *result = object;
-            kind
-        })
+        let py = Python::assume_attached();
+        let slf = Bound::from_borrowed_ptr(py, slf).cast_into_unchecked::<T>();
+        let value = Bound::from_borrowed_ptr(py, value);
+        let (object, kind) = match guarded(|| T::step(&slf, &value)) {
+            Ok(Sent::Returned(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_RETURN),
+            Ok(Sent::Yielded(object)) => (object.into_ptr(), ffi::PySendResult::PYGEN_NEXT),
+            Err(error) => {
+                error.restore(py);
+                (ptr::null_mut(), ffi::PySendResult::PYGEN_ERROR)
+            }
+        };
+        *result = object;
+        kind
     }
 }
 

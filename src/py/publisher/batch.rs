@@ -13,6 +13,7 @@ use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
 use crate::py::prepare::{Options, Prepared, prepare};
 use crate::py::receipt::{BatchReceipt, Receipt};
+use crate::py::routes::Way;
 
 /// Validates all events of a batch; none is accepted unless all are valid.
 pub(super) fn prepare_all(
@@ -46,7 +47,7 @@ fn prepare_item(
     wall: f64,
 ) -> PyResult<Prepared> {
     if item.is_instance_of::<PyEvent>() {
-        return prepare(py, core, item, None, shared, origin, wall);
+        return prepare(py, core, item.clone(), None, shared, origin, wall);
     }
     let parts = item
         .cast::<PyTuple>()
@@ -62,7 +63,7 @@ fn prepare_item(
     };
     let (event, data) = (parts.get_item(0)?, parts.get_item(1)?);
     if parts.len() == 2 {
-        return prepare(py, core, &event, Some(&data), shared, origin, wall);
+        return prepare(py, core, event, Some(data), shared, origin, wall);
     }
     let own = parts.get_item(2)?;
     let own = own.cast::<PyDict>().map_err(|_| {
@@ -74,7 +75,7 @@ fn prepare_item(
         )
     })?;
     let options = options_of(py, own, shared).inspect_err(|_| core.bus.count_rejected())?;
-    prepare(py, core, &event, Some(&data), Some(&options), origin, wall)
+    prepare(py, core, event, Some(data), Some(&options), origin, wall)
 }
 
 fn options_of(
@@ -131,8 +132,7 @@ impl Batch {
             if first.key.is_some() {
                 return Ok(true);
             }
-            let same =
-                |other: &&Prepared| other.key.is_none() && Arc::ptr_eq(&other.route, &first.route);
+            let same = |other: &&Prepared| other.key.is_none() && other.way.is(&first.way);
             let length = self
                 .rest
                 .as_slice()
@@ -142,7 +142,8 @@ impl Batch {
                 .count();
             let lane = lane_of(&self.core, self.origin.as_ref());
             let now = self.core.now(py)?;
-            let mut route = first.route.clone();
+            let way = first.way.clone_ref(py);
+            let mut rerouted = None;
             let run = &self.rest.as_slice()[..length];
             let event_type = first.event.payload.type_.bind(py).to_str()?;
             let offers = run.iter().map(|prepared| crate::engine::gate::Offer {
@@ -152,11 +153,18 @@ impl Batch {
                 event: &prepared.event,
                 origin: lane,
             });
-            let admitted = self.core.bus.publish_run(offers, &mut route, now);
+            let admitted = self
+                .core
+                .bus
+                .publish_run(offers, &way.get().0, &mut rerouted, now);
+            let way = match rerouted {
+                Some(route) => Some(Py::new(py, Way(route))?),
+                None => None,
+            };
             self.uncounted += admitted.count;
             for (at, mut prepared) in self.rest.by_ref().take(admitted.count).enumerate() {
-                if !Arc::ptr_eq(&prepared.route, &route) {
-                    prepared.route = route.clone();
+                if let Some(way) = &way {
+                    prepared.way = way.clone_ref(py);
                 }
                 self.receipts.push(Receipt::accepted(
                     prepared,

@@ -29,8 +29,8 @@ pub fn publish_sync(
     let prepared = prepare(
         py,
         core,
-        event,
-        data,
+        event.clone(),
+        data.cloned(),
         Some(options),
         origin.as_ref(),
         wall_at(monotonic_ns()),
@@ -80,7 +80,7 @@ pub(super) fn publish_prepared_sync(
                 }
                 let (sequence, route) =
                     ticket.admitted().expect("a ticket wakes when it is let in");
-                prepared.route = route;
+                prepared.went(py, route)?;
                 return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {

@@ -120,6 +120,12 @@ impl PublishMany {
 
 impl Coroutine for PublishMany {
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
+        native::attached(slf.py(), || Self::attached_step(slf))
+    }
+}
+
+impl PublishMany {
+    fn attached_step<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let stepped = match this.swap(ManyState::Running) {
             ManyState::Created {
@@ -137,7 +143,7 @@ impl Coroutine for PublishMany {
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
                 Wait::Room { ticket, future } => match ticket.admitted() {
                     Some((sequence, route)) => {
-                        prepared.route = route;
+                        prepared.went(py, route)?;
                         batch
                             .receipts
                             .push(Receipt::accepted(prepared, sequence, false));

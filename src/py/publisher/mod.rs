@@ -84,7 +84,7 @@ fn attempt(
                     Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
                     Err(_) => {
                         let (sequence, route) = ticket.admitted().expect("it was let in");
-                        prepared.route = route;
+                        prepared.went(py, route)?;
                         Attempt::Accepted {
                             sequence,
                             held: false,

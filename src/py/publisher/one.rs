@@ -20,14 +20,19 @@ use crate::py::receipt::Receipt;
 
 /// What `publish` was called with.
 struct Call {
-    bus: Py<Bus>,
     event: Py<PyAny>,
     data: Option<Py<PyAny>>,
     options: Option<Box<Options>>,
+    caller: Caller,
+}
+
+/// Who publishes.
+struct Caller {
+    bus: Py<Bus>,
     origin: Option<Box<Origin>>,
 }
 
-impl Call {
+impl Caller {
     /// The bus was set up when the call was made.
     #[inline]
     fn core(&self) -> &Arc<Core> {
@@ -52,7 +57,7 @@ enum State {
 
 /// What a publish that waits keeps.
 struct Waiting {
-    call: Call,
+    caller: Caller,
     prepared: Prepared,
     wait: Wait,
 }
@@ -63,24 +68,53 @@ impl Publish {
         self.state.replace(py, state)
     }
 
+    /// The first step: all of it, for most.
     #[inline]
-    fn advance<'py>(
+    fn begin<'py>(&self, py: Python<'py>, call: Call) -> PyResult<Sent<'py>> {
+        let Call {
+            event,
+            data,
+            options,
+            caller,
+        } = call;
+        let core = caller.core();
+        core.check_process(py)?;
+        let machine = monotonic_ns();
+        let mut prepared = prepare(
+            py,
+            core,
+            event.into_bound(py),
+            data.map(|data| data.into_bound(py)),
+            options.as_deref(),
+            caller.origin.as_deref(),
+            wall_at(machine),
+        )?;
+        let now = core.clock.at(py, machine)?;
+        let lane = lane_of(core, caller.origin.as_deref());
+        match attempt(py, core, &mut prepared, lane, now)? {
+            Attempt::Accepted { sequence, held } => {
+                let sent = self.accepted(py, core, prepared, sequence, held, machine);
+                caller.bus.drop_ref(py);
+                sent
+            }
+            attempted => {
+                native::attached(py, || self.go_on(py, caller, prepared, attempted, machine))
+            }
+        }
+    }
+
+    #[cold]
+    fn go_on<'py>(
         &self,
         py: Python<'py>,
-        call: Call,
-        mut prepared: Prepared,
+        caller: Caller,
+        prepared: Prepared,
+        attempted: Attempt,
         machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let now = call.core().clock.at(py, machine)?;
-        match attempt(
-            py,
-            call.core(),
-            &mut prepared,
-            lane_of(call.core(), call.origin.as_deref()),
-            now,
-        )? {
+        match attempted {
             Attempt::Accepted { sequence, held } => {
-                self.accepted(py, call.core(), prepared, sequence, held, machine)
+                self.accepted(py, caller.core(), prepared, sequence, held, machine)
             }
             Attempt::Duplicate => {
                 let receipt = native::make(py, Receipt::of_duplicate(prepared))?;
@@ -90,14 +124,12 @@ impl Publish {
             Attempt::Wait(wait) => {
                 let (Wait::Room { future, .. } | Wait::Key { future }) = &wait;
                 let future = future.clone_ref(py).into_bound(py);
-                self.swap(
-                    py,
-                    State::Waiting(Box::new(Waiting {
-                        call,
-                        prepared,
-                        wait,
-                    })),
-                );
+                let waiting = Waiting {
+                    caller,
+                    prepared,
+                    wait,
+                };
+                self.swap(py, State::Waiting(Box::new(waiting)));
                 Ok(Sent::Yielded(future))
             }
         }
@@ -123,6 +155,41 @@ impl Publish {
         Ok(Sent::Returned(receipt.into_any()))
     }
 
+    /// The wait may be over.
+    #[cold]
+    fn look_again<'py>(&self, py: Python<'py>, waiting: Waiting) -> PyResult<Sent<'py>> {
+        let Waiting {
+            caller,
+            mut prepared,
+            wait,
+        } = waiting;
+        let machine = monotonic_ns();
+        let attempted = match wait {
+            Wait::Room { ticket, future } => match ticket.admitted() {
+                Some((sequence, route)) => {
+                    prepared.went(py, route)?;
+                    Attempt::Accepted {
+                        sequence,
+                        held: false,
+                    }
+                }
+                None => {
+                    // Stepped by somebody who did not wait for the future.
+                    block_on(future.bind(py))?;
+                    Attempt::Wait(Wait::Room { ticket, future })
+                }
+            },
+            Wait::Key { .. } => {
+                let core = caller.core();
+                core.bus.count_joined(false);
+                let now = core.clock.at(py, machine)?;
+                let lane = lane_of(core, caller.origin.as_deref());
+                attempt(py, core, &mut prepared, lane, now)?
+            }
+        };
+        self.go_on(py, caller, prepared, attempted, machine)
+    }
+
     fn fail<T>(&self, py: Python<'_>, error: PyErr) -> PyResult<T> {
         self.swap(py, State::Over);
         Err(error)
@@ -140,78 +207,30 @@ impl native::Pooled for Publish {
     }
 }
 
+impl native::Released for Publish {
+    #[inline]
+    fn release(self, py: Python<'_>) {
+        match self.state.into_inner() {
+            State::Over => {}
+            state => native::attached(py, || Self::abandon(py, state)),
+        }
+    }
+}
+
 impl Coroutine for Publish {
     #[inline]
     fn step<'py>(slf: &Bound<'py, Self>, _value: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
-        match this.swap(py, State::Running) {
-            State::Created(call) => {
-                let data = call.data.as_ref().map(|data| data.bind(py));
-                let machine = monotonic_ns();
-                let prepared = call.core().check_process(py).and_then(|()| {
-                    let (options, origin) = (call.options.as_deref(), call.origin.as_deref());
-                    prepare(
-                        py,
-                        call.core(),
-                        call.event.bind(py),
-                        data,
-                        options,
-                        origin,
-                        wall_at(machine),
-                    )
-                });
-                let stepped =
-                    prepared.and_then(|prepared| this.advance(py, call, prepared, machine));
-                stepped.or_else(|error| this.fail(py, error))
-            }
-            State::Waiting(waiting) => {
-                let Waiting {
-                    call,
-                    mut prepared,
-                    wait,
-                } = *waiting;
-                let stepped = match wait {
-                    Wait::Room { ticket, future } => match ticket.admitted() {
-                        Some((sequence, route)) => {
-                            prepared.route = route;
-                            this.accepted(
-                                py,
-                                call.core(),
-                                prepared,
-                                sequence,
-                                false,
-                                monotonic_ns(),
-                            )
-                        }
-                        None => {
-                            // Stepped by somebody who did not wait for the future.
-                            let again = future.clone_ref(py).into_bound(py);
-                            block_on(&again)?;
-                            let wait = Wait::Room { ticket, future };
-                            this.swap(
-                                py,
-                                State::Waiting(Box::new(Waiting {
-                                    call,
-                                    prepared,
-                                    wait,
-                                })),
-                            );
-                            Ok(Sent::Yielded(again))
-                        }
-                    },
-                    Wait::Key { .. } => {
-                        call.core().bus.count_joined(false);
-                        this.advance(py, call, prepared, monotonic_ns())
-                    }
-                };
-                stepped.or_else(|error| this.fail(py, error))
-            }
+        let stepped = match this.swap(py, State::Running) {
+            State::Created(call) => this.begin(py, call),
+            State::Waiting(waiting) => native::attached(py, || this.look_again(py, *waiting)),
             State::Yielding(receipt) => {
                 this.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_bound(py).into_any()))
             }
-            State::Running | State::Over => this.fail(py, native::reused("EventBus.publish")),
-        }
+            State::Running | State::Over => Err(native::reused("EventBus.publish")),
+        };
+        stepped.or_else(|error| this.fail(py, error))
     }
 }
 
@@ -288,24 +307,24 @@ impl Publish {
 impl Publish {
     fn end(&self, py: Python<'_>) {
         if let State::Waiting(waiting) = self.swap(py, State::Over) {
-            cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait);
+            waiting.cancel(py);
+        }
+    }
+
+    /// Nobody steps it any more.
+    #[cold]
+    fn abandon(py: Python<'_>, state: State) {
+        match state {
+            State::Created(_) => native::warn_never_awaited(py, "EventBus.publish"),
+            State::Waiting(waiting) => waiting.cancel(py),
+            State::Yielding(_) | State::Running | State::Over => {}
         }
     }
 }
 
-impl Drop for Publish {
-    fn drop(&mut self) {
-        match std::mem::replace(self.state.get_mut(), State::Over) {
-            State::Created(_) => {
-                Python::attach(|py| native::warn_never_awaited(py, "EventBus.publish"));
-            }
-            State::Waiting(waiting) => {
-                Python::attach(|py| {
-                    cancel(py, waiting.call.core(), &waiting.prepared, &waiting.wait)
-                });
-            }
-            _ => {}
-        }
+impl Waiting {
+    fn cancel(&self, py: Python<'_>) {
+        cancel(py, self.caller.core(), &self.prepared, &self.wait);
     }
 }
 
@@ -355,18 +374,17 @@ pub fn publish<'py>(
         ));
     };
     let call = Call {
-        bus: bus.clone().unbind(),
         event: event.unbind(),
         data: data.map(Bound::unbind),
         options,
-        // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-        origin: current::origin().map(Box::new),
-    };
-    Ok(native::make(
-        py,
-        Publish {
-            state: GilCell::new(State::Created(call)),
+        caller: Caller {
+            bus: bus.clone().unbind(),
+            // Asked when it is called and not when it is awaited: a handler may hand it to a task.
+            origin: current::origin().map(Box::new),
         },
-    )?
-    .into_any())
+    };
+    let publish = Publish {
+        state: GilCell::new(State::Created(call)),
+    };
+    Ok(native::make(py, publish)?.into_any())
 }
