@@ -16,6 +16,7 @@ from typing import Any, assert_type
 import ironbus
 from ironbus import (
     BatchReceipt,
+    CircuitOpenError,
     Delivery,
     Event,
     EventBus,
@@ -25,6 +26,8 @@ from ironbus import (
     IronbusError,
     QueueFull,
     Receipt,
+    Reject,
+    RetryLater,
     Settlement,
     Stream,
     Subscription,
@@ -36,6 +39,16 @@ from ironbus.ordering import (
     EventSequence,
     OrderedEventProcessor,
     get_ordered_processor,
+)
+from ironbus.recovery import (
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitState,
+    DeadLetterQueue,
+    FailedEvent,
+    ResilientEventProcessor,
+    RetryManager,
+    RetryPolicy,
 )
 from ironbus.report import StopReport
 
@@ -366,3 +379,88 @@ async def ordering() -> None:
     processor.register_handler("a", no_argument)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await processor.process_event("a", {})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     OrderedEventProcessor(batch=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+# Recovery --------------------------------------------------------------------------
+
+policy = RetryPolicy(5, 0.5, 30, 2.0, False, retry_on=ConnectionError, give_up_on=(KeyError, ValueError))
+config = CircuitBreakerConfig(5, 2, 60.0, 10, failure_rate=None, half_open_max_calls=3)
+breaker = CircuitBreaker("db", config, clock=lambda: 0.0)
+assert_type(policy.max_attempts, int)
+assert_type(config.failure_rate, float | None)
+assert_type(breaker.name, str)
+assert_type(breaker.state, CircuitState)
+assert_type(breaker.failure_count, int)
+assert_type(breaker.get_state(), dict[str, Any])
+breaker.config = CircuitBreakerConfig()
+breaker.state = CircuitState.CLOSED
+
+
+def told(old: CircuitState, new: CircuitState) -> None:
+    """A listener."""
+
+
+breaker.add_listener(told)
+assert_type(breaker.remove_listener(told), bool)
+breaker.add_listener(no_argument)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+RetryPolicy(retry_on="ValueError")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+RetryPolicy(3, 1.0, 60.0, 2.0, True, ValueError)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def query(text: str, *, limit: int = 1) -> list[str]:
+    """Something that fails now and then."""
+    raise RetryLater(5)
+
+
+def query_sync(text: str) -> int:
+    """The same without a loop."""
+    raise Reject("no such table")
+
+
+@breaker
+async def guarded(number: int) -> str:
+    """As it was, and through the breaker."""
+    return str(number)
+
+
+async def recover() -> None:
+    """Calls with retries, breakers and dead letters."""
+    assert_type(await breaker.call(query, "a", limit=2), list[str])
+    assert_type(await breaker.call(query_sync, "a"), int)
+    assert_type(breaker.call_sync(query_sync, "a"), int)
+    assert_type(await guarded(1), str)
+    async with breaker as entered:
+        assert_type(entered, CircuitBreaker)
+    with breaker:
+        pass
+    await breaker.call(query, 5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    manager = RetryManager(policy, sleep=asyncio.sleep, random=7)
+    assert_type(manager.policy, RetryPolicy)
+    assert_type(await manager.execute_with_retry(query, "a", limit=2), list[str])
+    assert_type(await manager.execute_with_retry(query_sync, "a", on_retry=on_retry), int)
+    assert_type(manager.execute_with_retry_sync(query_sync, "a"), int)
+    await manager.execute_with_retry(query, on_retry=told)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    queue = DeadLetterQueue("dlq", durability="fsync", when_full="drop_oldest")
+    assert_type(await queue.add_failed_event("a", {"id": 7}, ValueError(), "e-7"), FailedEvent)
+    assert_type(await queue.get_failed_events(max_age_hours=1), list[FailedEvent])
+    assert_type(await queue.remove_event("e-7"), bool)
+    assert_type(queue.get_failed_events_sync(), list[FailedEvent])
+    DeadLetterQueue(durability="disk")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    processor = ResilientEventProcessor("orders", policy, config, dlq=queue)
+    assert_type(await processor.process_event(query, "a", {"id": 7}, "e-7"), bool)
+    assert_type(await processor.reprocess_dlq(query, max_events=5), dict[str, int])
+    assert_type(processor.get_metrics(), dict[str, Any])
+    assert_type(processor.dlq, DeadLetterQueue | None)
+
+    try:
+        await guarded(1)
+    except CircuitOpenError as error:
+        assert_type(error.name, str)
+        assert_type(error.retry_after, float | None)
+
+
+async def on_retry(attempt: int, error: Exception, delay: float) -> None:
+    """Told before each pause."""

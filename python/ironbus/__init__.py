@@ -19,6 +19,7 @@ from ironbus._waiting import Settlement
 from ironbus.bus import EventBus, Idempotency
 from ironbus.errors import (
     CircuitOpenError,
+    DeadLetterQueueFull,
     Forked,
     InvalidData,
     InvalidEvent,
@@ -39,6 +40,7 @@ from ironbus.errors import (
     QueueFull,
     Reject,
     RetryLater,
+    StorageError,
     Unsettled,
     WouldDeadlock,
     WrongLoop,
@@ -59,6 +61,7 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitOpenError",
     "CircuitState",
+    "DeadLetterQueueFull",
     "Delivery",
     "Event",
     "EventBus",
@@ -89,6 +92,7 @@ __all__ = [
     "RetryManager",
     "RetryPolicy",
     "Settlement",
+    "StorageError",
     "Stream",
     "Subscription",
     "Unsettled",

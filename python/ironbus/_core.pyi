@@ -1,6 +1,7 @@
 # The native module, by hand; `mypy.stubtest` compares it with what was built.
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -222,6 +223,44 @@ class Breaker:
     def _snapshot(self) -> dict[str, Any]: ...
     def _add_listener(self, listener: Callable[[CircuitState, CircuitState], object]) -> None: ...
     def _remove_listener(self, listener: Callable[[CircuitState, CircuitState], object]) -> bool: ...
+
+# Exception's type, text, traceback and place.
+_Described: TypeAlias = tuple[str, str, str, str]
+# Id, type, data as text, only redrivable in its process, error, attempts, first and last failure.
+_Entry: TypeAlias = tuple[str, str, str, bool, str, int, float, float]
+
+@final
+class DeadLetterStore:
+    def __new__(
+        cls,
+        path: str | os.PathLike[str] | None,
+        *,
+        max_entries: int,
+        max_age: float | None,
+        drop_oldest: bool,
+        messages: bool,
+        tracebacks: bool,
+        fsync: bool,
+    ) -> DeadLetterStore: ...
+    def add(
+        self,
+        id: str,
+        event_type: str,
+        data: str,
+        in_process_only: bool,
+        subscription: str,
+        handler: str,
+        failure: _Described,
+        now: float,
+    ) -> int: ...
+    def take_over(self, name: str, entries: list[tuple[str, str, str, str, int, float, float]]) -> bool: ...
+    def entries(self, since: float | None, now: float) -> list[_Entry]: ...
+    def remove(self, id: str) -> bool: ...
+    def claim(self, after: int, holder: int, until: float, now: float) -> tuple[int, _Entry] | None: ...
+    def succeeded(self, id: str, holder: int) -> bool: ...
+    def failed(self, id: str, holder: int, subscription: str, failure: _Described, now: float) -> bool: ...
+    def release(self, id: str, holder: int) -> bool: ...
+    def close(self) -> None: ...
 
 @final
 class Random:

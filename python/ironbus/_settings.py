@@ -36,6 +36,12 @@ def check_bool(value: object, name: str) -> None:
         raise InvalidOption(f"{name} must be True or False", name)
 
 
+def check_choice(value: object, choices: tuple[str, ...], name: str) -> None:
+    """One of the choices."""
+    if value not in choices:
+        raise InvalidOption(f"{name} must be one of {', '.join(map(repr, choices))}", name)
+
+
 def check_callable(value: object, name: str, fix: str) -> None:
     """A callable, or None."""
     if value is not None and not callable(value):

@@ -82,6 +82,14 @@ class QueueFull(IronbusError):
     """No room, and the caller or the policy does not wait. Nothing was accepted; publish again later."""
 
 
+class DeadLetterQueueFull(QueueFull):
+    """The dead letter queue is at its limit and lets nothing go. Redrive or remove some entries."""
+
+
+class StorageError(IronbusError):
+    """A file cannot be used, or not as it is. It is left as it was; the text names it and the fix."""
+
+
 class WouldDeadlock(IronbusError, RuntimeError):
     """The wait would close a cycle of waits and could never end."""
 
@@ -165,6 +173,7 @@ class RetryLater(IronbusError):
 
 __all__ = [
     "CircuitOpenError",
+    "DeadLetterQueueFull",
     "Forked",
     "InvalidData",
     "InvalidEvent",
@@ -185,6 +194,7 @@ __all__ = [
     "QueueFull",
     "Reject",
     "RetryLater",
+    "StorageError",
     "Unsettled",
     "WouldDeadlock",
     "WrongLoop",

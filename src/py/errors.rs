@@ -32,6 +32,7 @@ exceptions! {
     InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
     QueueFull, WouldDeadlock, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
+    DeadLetterQueueFull, StorageError,
 }
 
 impl Error {

@@ -11,6 +11,7 @@ mod context;
 mod core;
 mod current;
 mod dataclass;
+mod dead_letters;
 mod delivery;
 mod errors;
 mod event;
@@ -65,6 +66,8 @@ mod _core {
 
     #[pymodule_export]
     use super::breaker::Breaker;
+    #[pymodule_export]
+    use super::dead_letters::DeadLetterStore;
     #[pymodule_export]
     use super::retries::{Random, Retries};
 

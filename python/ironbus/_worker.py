@@ -1,0 +1,123 @@
+"""A thread that does blocking work for event loops, one piece after the other.
+
+Half the price of an executor's, and a loop is woken once for all that was done meanwhile. The
+thread begins with the first piece of work and ends when there has been none for a while, or
+with the interpreter, which must not take it down in the middle of native code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Seconds without work after which the thread ends.
+IDLE = 1.0
+# Pieces of work after which loops are woken in between.
+BATCH = 64
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+_Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class Worker:
+    """See the module. Any loop, any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._leaving = False
+        self._begin()
+        _workers.add(self)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        # None ends the thread.
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What the work returns or raises. Cancelled, the wait ends, and the work is done all the same."""
+        if self._process != os.getpid():
+            self._begin()  # the thread did not survive the fork
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            self._jobs.put((loop, future, work))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._thread.start()
+        return await future
+
+    def end(self) -> None:
+        """Have the thread end after the work that it has, and wait for it."""
+        if self._process == os.getpid() and (thread := self._thread) is not None:
+            self._leaving = True
+            self._jobs.put(None)
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=0 if self._leaving else IDLE)
+            except queue.Empty:
+                job = None
+            if job is None:
+                with self._lock:
+                    if self._jobs.empty():
+                        self._thread = None
+                        return
+                continue
+            done: dict[asyncio.AbstractEventLoop, list[_Done]] = {}
+            count = 0
+            while job is not None:
+                loop, future, work = job
+                done.setdefault(loop, []).append(_do(future, work))
+                count += 1
+                job = self._next() if count < BATCH else None
+            # A thread that waits for work keeps nothing of the last alive.
+            del loop, future, work
+            for waiting, results in done.items():
+                try:
+                    waiting.call_soon_threadsafe(_resolve, results)
+                except RuntimeError:  # it is closed, and nobody waits there any more
+                    continue
+            del done, results, waiting
+
+    def _next(self) -> _Job | None:
+        try:
+            return self._jobs.get_nowait()
+        except queue.Empty:
+            return None
+
+
+@atexit.register
+def _leave() -> None:
+    for worker in list(_workers):
+        worker.end()
+
+
+def _do(future: asyncio.Future[Any], work: Callable[[], Any]) -> _Done:
+    try:
+        return future, work(), None
+    except BaseException as error:
+        return future, None, error
+
+
+def _resolve(results: list[_Done]) -> None:
+    for future, result, error in results:
+        if future.done():  # it was cancelled
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
