@@ -488,20 +488,22 @@ def test_a_child_may_go_on_with_the_queue(path):
 
 
 def test_ten_thousand_in_under_two_seconds(tmp_path):
-    """v1.0 rewrote its file for each entry: quadratic, minutes."""
+    """v1.0 rewrote its file for each entry: quadratic, minutes.
 
-    async def main():
-        queue = DeadLetterQueue(tmp_path)
+    Processor time, of all threads, because others may use the machine; nobody waits for the disk here.
+    """
+
+    async def main(folder):
+        queue = DeadLetterQueue(folder)
         error = raised(ConnectionError("the database is down"))
-        began = time.perf_counter()
+        began = time.process_time()
         for n in range(10_000):
             await queue.add_failed_event("order.paid", {"id": n, "text": "x" * 200}, error, f"e-{n}")
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         assert len(await queue.get_failed_events()) == 10_000
         return took
 
-    # The best of three: others may use the machine.
-    assert any(run(main()) < 2 for _ in range(3))
+    assert any(run(main(tmp_path / str(n))) < 2 for n in range(3))
 
 
 # What v1.0 left --------------------------------------------------------------------
