@@ -78,7 +78,8 @@ class CircuitBreaker(_core.Breaker):
     :class:`ironbus.RetryLater` count as neither success nor failure, and so does each call that
     began before the last change of state. While calls are refused, :class:`ironbus.CircuitOpenError` is raised.
 
-    Any loop, any thread, any number of calls at once. Changes of state are logged, to the log ``ironbus``.
+    Any loop, any thread, any number of calls at once; but no call inside a call, which a probe would refuse.
+    Changes of state are logged, to the log ``ironbus``.
     Raises :class:`ironbus.InvalidOption`, a ``ValueError``.
     """
 
