@@ -97,6 +97,7 @@ impl<O: Ops> Tree<O> {
 
 impl<O: Ops> Envelope<O> {
     /// A new event. It counts as having one unsettled delivery until it is [routed](Self::routed).
+    #[inline(always)]
     pub fn new(payload: O::Payload, cause: Option<&Envelope<O>>) -> Self {
         let tree = cause.map(Envelope::family);
         if let Some(tree) = &tree {

@@ -39,6 +39,18 @@ pub struct Options {
 }
 
 impl Options {
+    /// These, unless nothing is given.
+    #[inline]
+    pub fn given(&self) -> Option<&Self> {
+        let all = [
+            &self.priority,
+            &self.key,
+            &self.idempotency_key,
+            &self.headers,
+        ];
+        all.into_iter().any(Option::is_some).then_some(self)
+    }
+
     /// The place of a keyword, if there is such a one.
     pub fn slot(&mut self, name: &str) -> Option<&mut Option<Py<PyAny>>> {
         match name {
@@ -67,7 +79,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Brings the event before the gate.
-    #[inline]
+    #[inline(always)]
     pub fn publish(
         &mut self,
         py: Python<'_>,
@@ -77,14 +89,14 @@ impl Prepared {
         now: u64,
     ) -> PyResult<Published<PyOps>> {
         let offer = Offer {
-            event_type: self.event.payload.type_.bind(py).to_str()?,
+            event_type: &self.way.get().event_type,
             level: self.level,
             token: self.token,
             event: &self.event,
             origin,
         };
         let mut rerouted = None;
-        let route = &self.way.get().0;
+        let route = &self.way.get().route;
         let published = bus.publish(
             &offer,
             route,
@@ -102,7 +114,7 @@ impl Prepared {
     /// It went by another route than the one that it came with.
     #[cold]
     pub fn went(&mut self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<()> {
-        self.way = Py::new(py, Way(route))?;
+        self.way = self.way.get().by(py, route)?;
         Ok(())
     }
 
@@ -113,7 +125,7 @@ impl Prepared {
 }
 
 /// Validates an event, or a type and its data.
-#[inline]
+#[inline(always)]
 pub fn prepare<'py>(
     py: Python<'py>,
     core: &Core,
@@ -130,7 +142,7 @@ pub fn prepare<'py>(
     result
 }
 
-#[inline]
+#[inline(always)]
 fn prepare_parts<'py>(
     py: Python<'py>,
     core: &Core,
@@ -151,24 +163,71 @@ fn prepare_parts<'py>(
         Err(other) => parts_of(py, &other.into_inner(), wall)?,
     };
     let way = way(core, type_.bind(py))?;
+    let Details {
+        extras,
+        level,
+        token,
+        mut key,
+    } = if options.is_none() && origin.is_none() && !core.wants_contexts() {
+        Details::default()
+    } else {
+        details(py, core, options, origin)?
+    };
+    if core.settings.by_content && key.is_none() {
+        key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
+    }
+    let record = Record {
+        type_,
+        data,
+        seconds,
+        number,
+        given,
+        extras,
+        priority: level,
+    };
+    let cause = origin.map(|origin| &*origin.cause);
+    Ok(Prepared {
+        event: Arc::new(Envelope::new(record, cause)),
+        way,
+        level,
+        token,
+        key,
+    })
+}
+
+/// What an event has beside type and data, which most do not.
+#[derive(Default)]
+struct Details {
+    extras: Option<Arc<Extras>>,
+    level: Priority,
+    token: u64,
+    key: Option<Digest>,
+}
+
+#[cold]
+fn details(
+    py: Python<'_>,
+    core: &Core,
+    options: Option<&Options>,
+    origin: Option<&Origin>,
+) -> PyResult<Details> {
+    let mut details = Details::default();
     let mut extras = Extras::default();
     let mut any = false;
-    let mut level = Priority::Normal;
-    let mut token = 0;
-    let mut key = None;
     if let Some(options) = options {
         if let Some(priority) = &options.priority {
-            level = to_level(py, priority.bind(py))?;
+            details.level = to_level(py, priority.bind(py))?;
         }
         if let Some(given) = &options.key {
             let text = text_of(given.bind(py), "key")?;
-            token = text.hash()? as u64;
+            details.token = text.hash()? as u64;
             extras.key = Some(text.unbind());
             any = true;
         }
         if let Some(given) = &options.idempotency_key {
             let text = text_of(given.bind(py), "idempotency_key")?;
-            key = Some(Digest::of_parts(&[b"key:", text.to_str()?.as_bytes()]));
+            let parts: &[&[u8]] = &[b"key:", text.to_str()?.as_bytes()];
+            details.key = Some(Digest::of_parts(parts));
             extras.idempotency_key = Some(text.unbind());
             any = true;
         }
@@ -177,14 +236,10 @@ fn prepare_parts<'py>(
             any = true;
         }
     }
-    if core.settings.by_content && key.is_none() {
-        key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
-    }
     if core.wants_contexts() {
         extras.context = Some(native::copy_context(py, None)?.unbind());
         any = true;
     }
-    let mut cause = None;
     if let Some(origin) = origin {
         let parent = &origin.cause.payload;
         let first = parent
@@ -197,24 +252,9 @@ fn prepare_parts<'py>(
         });
         extras.causation = Some(parent.identity(py));
         any = true;
-        cause = Some(&*origin.cause);
     }
-    let record = Record {
-        type_,
-        data,
-        seconds,
-        number,
-        given,
-        extras: any.then(|| Arc::new(extras)),
-        priority: level,
-    };
-    Ok(Prepared {
-        event: Arc::new(Envelope::new(record, cause)),
-        way,
-        level,
-        token,
-        key,
-    })
+    details.extras = any.then(|| Arc::new(extras));
+    Ok(details)
 }
 
 type Parts = (Py<PyString>, Py<PyAny>, f64, u64, Option<Box<Given>>);

@@ -31,7 +31,7 @@ pub struct Receipt {
 
 impl Receipt {
     /// For an event that was accepted under a number.
-    #[inline]
+    #[inline(always)]
     pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
         let way = (!held).then_some(prepared.way);
         Self {
@@ -68,7 +68,7 @@ impl Receipt {
     }
 
     fn lanes(&self) -> Vec<PyLane> {
-        let way = self.way.as_ref().map(|way| way.get().0.clone());
+        let way = self.way.as_ref().map(|way| way.get().route.clone());
         let route = way.or_else(|| self.event.route());
         route.map_or_else(Vec::new, |route| {
             route

@@ -14,7 +14,20 @@ use crate::engine::router::Route;
 /// A route as an object of the interpreter's, so that a publish and its receipt share it without
 /// a locked instruction.
 #[pyclass(frozen, module = "ironbus._core")]
-pub struct Way(pub Arc<Route<PyOps>>);
+pub struct Way {
+    /// The type of the events that go by it.
+    pub event_type: Box<str>,
+    /// Where to.
+    pub route: Arc<Route<PyOps>>,
+}
+
+impl Way {
+    /// The way of the same type by another route.
+    pub fn by(&self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<Py<Self>> {
+        let event_type = self.event_type.clone();
+        Py::new(py, Self { event_type, route })
+    }
+}
 
 const PLACES: usize = 8;
 
@@ -47,7 +60,8 @@ impl Routes {
 
     /// Remembers a route.
     pub fn put(&self, type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Way>> {
-        let way = Py::new(type_.py(), Way(route))?;
+        let event_type = type_.to_str()?.into();
+        let way = Py::new(type_.py(), Way { event_type, route })?;
         let remembered = Some((type_.clone().unbind(), way.clone_ref(type_.py())));
         drop(self.place(type_).replace(type_.py(), remembered));
         Ok(way)

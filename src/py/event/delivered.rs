@@ -9,7 +9,7 @@ use pyo3::types::PyString;
 use pyo3::{PyTraverseError, intern};
 
 use super::fields::{Fields, default_source};
-use super::{Event, pool};
+use super::{Event, pool, slots};
 use crate::engine::priority::Priority;
 use crate::py::record::{Extras, Record};
 
@@ -69,14 +69,15 @@ impl Event {
         subscription: &Py<PyString>,
         deadline: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
+        let call = Call {
+            subscription: subscription.clone_ref(py),
+            sequence,
+            deadline: deadline.unwrap_or(f64::INFINITY),
+            attempt,
+        };
         let delivered = Delivered {
             extras: record.extras.clone(),
-            call: Some(Call {
-                subscription: subscription.clone_ref(py),
-                sequence,
-                deadline: deadline.unwrap_or(f64::INFINITY),
-                attempt,
-            }),
+            call: Some(call),
             priority: record.priority,
         };
         if let Some(template) = record.template() {
@@ -100,8 +101,10 @@ impl Event {
         };
         match pool::take(py) {
             Some(used) => {
-                *used.bind(py).borrow_mut() = event;
-                Ok(used.into_any())
+                let mut used = used.into_bound(py);
+                // What it replaces is empty.
+                slots::sole(&mut used, |me| *me = event);
+                Ok(used.into_any().unbind())
             }
             None => Ok(Py::new(py, event)?.into_any()),
         }

@@ -40,6 +40,7 @@ pub use self::publish::{Published, record_of};
 /// read-only. Copies and pickles carry the fields and the caller's own attributes,
 /// not what the bus added.
 #[pyclass(subclass, dict, weakref, module = "ironbus")]
+#[derive(Default)]
 pub struct Event {
     fields: Fields,
     delivered: Delivered,
@@ -256,6 +257,7 @@ impl Event {
 pub fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = m.py();
     attribute::install(py)?;
+    slots::install(py)?;
     let class = py.get_type::<Event>();
     let template = py.import("ironbus._event_fields")?;
     let parts = template.getattr("Event")?;

@@ -24,21 +24,20 @@ impl Event {
     /// the handler kept, in whatever way, stays the handler's.
     #[inline]
     pub fn recycle(py: Python<'_>, event: Py<PyAny>) {
-        let Ok(event) = event.into_bound(py).cast_into::<Self>() else {
+        let Ok(mut event) = event.into_bound(py).cast_into::<Self>() else {
             return;
         };
         if !slots::is_unshared(&event) {
             return;
         }
-        let (fields, delivered) = {
-            let mut me = event.borrow_mut();
-            if me.in_dict {
-                return;
-            }
-            (
-                std::mem::take(&mut me.fields),
-                std::mem::take(&mut me.delivered),
-            )
+        let emptied = slots::sole(&mut event, |me| {
+            (!me.in_dict).then(|| {
+                let fields = std::mem::take(&mut me.fields);
+                (fields, std::mem::take(&mut me.delivered))
+            })
+        });
+        let Some((fields, delivered)) = emptied else {
+            return;
         };
         let event = event.unbind();
         let surplus = POOL.update(py, |pool| {

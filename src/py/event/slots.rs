@@ -51,6 +51,33 @@ pub fn is_plain(event: &Bound<'_, Event>) -> bool {
     }
 }
 
+/// Where the value lies in the object: pyo3 puts it first behind the head.
+const VALUE: usize = size_of::<ffi::PyObject>().next_multiple_of(align_of::<Event>());
+
+/// Checks what [`sole`] goes by.
+pub fn install(py: Python<'_>) -> PyResult<()> {
+    let event = Bound::new(py, Event::default())?;
+    let there = ptr::from_ref(&*event.borrow()).addr();
+    assert_eq!(there, event.as_ptr().addr() + VALUE);
+    Ok(())
+}
+
+/// Changes an event to which the caller has the only reference, without the two locked
+/// instructions of a borrow. `change` must not run Python code.
+///
+/// # Panics
+/// If there are other references.
+#[inline]
+pub fn sole<R>(event: &mut Bound<'_, Event>, change: impl FnOnce(&mut Event) -> R) -> R {
+    // SAFETY: the value lies there, as `install` has checked. Borrows hold references of their own,
+    // so there is none; and the collector does not come by while no Python code runs.
+    unsafe {
+        let object = event.as_ptr();
+        assert_eq!(ffi::Py_REFCNT(object), 1);
+        change(&mut *object.byte_add(VALUE).cast::<Event>())
+    }
+}
+
 /// Whether the caller holds the only reference to a plain `Event`, weak ones included:
 /// then nobody can tell it from a new one.
 #[inline]

@@ -45,7 +45,9 @@ const fn offset<T>() -> usize {
 }
 
 /// Makes an instance of the class, in kept memory if there is any.
-#[inline]
+// Always inlined, as what makes the value should be: else the value is written to the stack in words
+// and read back in larger pieces at once, which the processor cannot forward.
+#[inline(always)]
 pub fn make<T: Pooled + Into<PyClassInitializer<T>>>(
     py: Python<'_>,
     value: T,

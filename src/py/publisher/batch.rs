@@ -13,7 +13,6 @@ use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
 use crate::py::prepare::{Options, Prepared, prepare};
 use crate::py::receipt::{BatchReceipt, Receipt};
-use crate::py::routes::Way;
 
 /// Validates all events of a batch; none is accepted unless all are valid.
 pub(super) fn prepare_all(
@@ -26,7 +25,10 @@ pub(super) fn prepare_all(
     let mut batch: Vec<Prepared> = Vec::with_capacity(events.len().unwrap_or(0));
     let wall = wall_at(monotonic_ns());
     for (index, item) in events.try_iter()?.enumerate() {
-        let prepared = item.and_then(|item| prepare_item(py, core, &item, shared, origin, wall));
+        let prepared = match item {
+            Ok(item) => prepare_item(py, core, &item, shared, origin, wall),
+            Err(error) => Err(error),
+        };
         match prepared {
             Ok(prepared) => batch.push(prepared),
             Err(error) => {
@@ -38,6 +40,7 @@ pub(super) fn prepare_all(
     Ok(batch)
 }
 
+#[inline(always)]
 fn prepare_item(
     py: Python<'_>,
     core: &Arc<Core>,
@@ -46,36 +49,58 @@ fn prepare_item(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
+    let own;
+    let (event, data, options) = match item.cast_exact::<PyTuple>() {
+        Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, Some(pair.get_item(1)?), shared),
+        _ => {
+            let parts = parts_of(py, item, shared).inspect_err(|_| core.bus.count_rejected())?;
+            own = parts.2;
+            (parts.0, parts.1, own.as_ref().or(shared))
+        }
+    };
+    prepare(py, core, event, data, options, origin, wall)
+}
+
+type Parts<'py> = (
+    Bound<'py, PyAny>,
+    Option<Bound<'py, PyAny>>,
+    Option<Options>,
+);
+
+/// The parts of an item that is no plain pair: an event, or a tuple of some kind.
+#[cold]
+fn parts_of<'py>(
+    py: Python<'py>,
+    item: &Bound<'py, PyAny>,
+    shared: Option<&Options>,
+) -> PyResult<Parts<'py>> {
     if item.is_instance_of::<PyEvent>() {
-        return prepare(py, core, item.clone(), None, shared, origin, wall);
+        return Ok((item.clone(), None, None));
     }
     let parts = item
         .cast::<PyTuple>()
         .ok()
         .filter(|parts| matches!(parts.len(), 2 | 3));
     let Some(parts) = parts else {
-        core.bus.count_rejected();
         return Err(Error::InvalidEvent.exception(
             py,
             "",
             "each event must be an ironbus.Event, or a tuple (type, data) or (type, data, options)",
         ));
     };
-    let (event, data) = (parts.get_item(0)?, parts.get_item(1)?);
+    let (event, data) = (parts.get_item(0)?, Some(parts.get_item(1)?));
     if parts.len() == 2 {
-        return prepare(py, core, event, Some(data), shared, origin, wall);
+        return Ok((event, data, None));
     }
     let own = parts.get_item(2)?;
     let own = own.cast::<PyDict>().map_err(|_| {
-        core.bus.count_rejected();
         Error::InvalidOption.exception(
             py,
             "options",
             "the third of (type, data, options) must be a dict of publish options",
         )
     })?;
-    let options = options_of(py, own, shared).inspect_err(|_| core.bus.count_rejected())?;
-    prepare(py, core, event, Some(data), Some(&options), origin, wall)
+    Ok((event, data, Some(options_of(py, own, shared)?)))
 }
 
 fn options_of(
@@ -145,7 +170,7 @@ impl Batch {
             let way = first.way.clone_ref(py);
             let mut rerouted = None;
             let run = &self.rest.as_slice()[..length];
-            let event_type = first.event.payload.type_.bind(py).to_str()?;
+            let event_type = &*way.get().event_type;
             let offers = run.iter().map(|prepared| crate::engine::gate::Offer {
                 event_type,
                 level: prepared.level,
@@ -156,9 +181,9 @@ impl Batch {
             let admitted = self
                 .core
                 .bus
-                .publish_run(offers, &way.get().0, &mut rerouted, now);
+                .publish_run(offers, &way.get().route, &mut rerouted, now);
             let way = match rerouted {
-                Some(route) => Some(Py::new(py, Way(route))?),
+                Some(route) => Some(way.get().by(py, route)?),
                 None => None,
             };
             self.uncounted += admitted.count;

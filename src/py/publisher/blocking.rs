@@ -31,7 +31,7 @@ pub fn publish_sync(
         core,
         event.clone(),
         data.cloned(),
-        Some(options),
+        options.given(),
         origin.as_ref(),
         wall_at(monotonic_ns()),
     )?;
@@ -119,7 +119,7 @@ pub fn publish_many_sync(
 ) -> PyResult<BatchReceipt> {
     core.check_process(py)?;
     let origin = current::origin();
-    let prepared = prepare_all(py, core, events, Some(options), origin.as_ref())?;
+    let prepared = prepare_all(py, core, events, options.given(), origin.as_ref())?;
     let mut batch = Batch::new(core.clone(), origin.clone(), prepared);
     loop {
         match batch.run(py, u64::MAX) {

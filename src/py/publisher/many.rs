@@ -136,7 +136,7 @@ impl PublishMany {
             } => core
                 .check_process(py)
                 .and_then(|()| {
-                    prepare_all(py, &core, events.bind(py), Some(&options), origin.as_ref())
+                    prepare_all(py, &core, events.bind(py), options.given(), origin.as_ref())
                 })
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),

@@ -44,7 +44,7 @@ enum Attempt {
 }
 
 /// Brings an event before the gate once, from a task.
-#[inline]
+#[inline(always)]
 fn attempt(
     py: Python<'_>,
     core: &Core,
@@ -52,8 +52,26 @@ fn attempt(
     origin: Option<u64>,
     now: u64,
 ) -> PyResult<Attempt> {
+    match prepared.publish(py, &core.bus, origin, Patience::Wait, now)? {
+        Published::Accepted(sequence) => Ok(Attempt::Accepted {
+            sequence,
+            held: false,
+        }),
+        other => not_at_once(py, core, prepared, origin, now, other),
+    }
+}
+
+/// Everything but the common answer of the gate.
+#[cold]
+fn not_at_once(
+    py: Python<'_>,
+    core: &Core,
+    prepared: &mut Prepared,
+    origin: Option<u64>,
+    now: u64,
+    mut published: Published<PyOps>,
+) -> PyResult<Attempt> {
     loop {
-        let published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
         return Ok(match published {
             Published::Accepted(sequence) => Attempt::Accepted {
                 sequence,
@@ -97,6 +115,7 @@ fn attempt(
                 block_on(&future)?;
                 let key = prepared.key.as_ref().expect("only keys are in flight");
                 if !core.bus.join(key, Waker::Future(waker), now) {
+                    published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
                     continue;
                 }
                 core.bus.count_joined(true);

@@ -69,7 +69,7 @@ impl Publish {
     }
 
     /// The first step: all of it, for most.
-    #[inline]
+    #[inline(always)]
     fn begin<'py>(&self, py: Python<'py>, call: Call) -> PyResult<Sent<'py>> {
         let Call {
             event,
@@ -135,7 +135,7 @@ impl Publish {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn accepted<'py>(
         &self,
         py: Python<'py>,
