@@ -33,12 +33,20 @@ fn pass(bus: &Bus, seat: &Seat, event_type: &str, route: &mut Arc<Route>, payloa
         token: 0,
         event: &event,
         origin: None,
+        timing: None,
     };
     let published = bus.publish(&offer, route, &mut None, None, Patience::None, payload);
     assert!(matches!(published, Published::Accepted(_)));
     while let Some(lane) = seat.next() {
-        let next = bus.take(&lane, payload).expect("it was scheduled");
-        let next = bus.finish(&lane, &next.entry, Outcome::Done, Some(100), true, payload);
+        let mut next = bus.take(&lane, payload).expect("it was scheduled");
+        let next = bus.finish(
+            &lane,
+            &mut next.entry,
+            Outcome::Done,
+            Some(100),
+            true,
+            payload,
+        );
         assert!(next.is_none());
     }
 }

@@ -112,6 +112,8 @@ struct Queued {
     payload: u64,
     level: usize,
     token: u64,
+    /// Began before, and came back: no eviction touches it.
+    begun: bool,
 }
 
 struct ModelLane {
@@ -123,8 +125,6 @@ struct ModelLane {
     order: Order,
     paused: bool,
     queued: Vec<Queued>,
-    /// Began before, and came back: no eviction touches these.
-    begun: HashSet<u64>,
     running: Vec<Queued>,
     routed: u64,
     ended: [u64; 5],
@@ -137,6 +137,11 @@ impl ModelLane {
 
     fn room(&self, level: usize) -> bool {
         self.depth(level) < self.bound
+    }
+
+    /// Room for an event that the lane gets so many times: for all of them, or as many as it ever has.
+    fn room_for(&self, level: usize, copies: usize) -> bool {
+        self.depth(level) + copies.min(self.bound) <= self.bound
     }
 }
 
@@ -167,9 +172,8 @@ const KEPT: usize = 4;
 
 impl World {
     fn new() -> Self {
-        let keys = ironbus::engine::idempotency::Idempotency::new(1 << 60, 16, 0);
         Self {
-            bus: Bus::new(KEPT, keys),
+            bus: plain::closed_bus(KEPT),
             seat: Arc::default(),
             lanes: Vec::new(),
             runs: Vec::new(),
@@ -197,6 +201,18 @@ impl World {
         found.into_iter().map(|(_, at)| at).collect()
     }
 
+    /// Whether a lane of the route has room for the event, as often as it gets it.
+    fn has_room(&self, route: &[usize], at: usize, level: usize) -> bool {
+        let copies = route.iter().filter(|other| **other == at).count();
+        self.lanes[at].room_for(level, copies)
+    }
+
+    fn rejects(&self, route: &[usize], level: usize) -> bool {
+        let rejecting = |at: &&usize| self.lanes[**at].overflow == Overflow::Reject;
+        let mut rejecting = route.iter().filter(rejecting);
+        rejecting.any(|at| !self.has_room(route, *at, level))
+    }
+
     fn push(&mut self, number: u64, payload: u64, event_type: usize, level: usize, token: u64) {
         for at in self.route(event_type) {
             let lane = &mut self.lanes[at];
@@ -204,10 +220,11 @@ impl World {
             if !lane.room(level) {
                 match lane.overflow {
                     Overflow::DropOldest => {
-                        let oldest =
-                            lane.queued.iter().enumerate().filter(|(_, q)| {
-                                q.level == level && !lane.begun.contains(&q.number)
-                            });
+                        let oldest = lane
+                            .queued
+                            .iter()
+                            .enumerate()
+                            .filter(|(_, q)| q.level == level && !q.begun);
                         let oldest = oldest.map(|(at, q)| (q.number, at)).min();
                         lane.ended[2] += 1;
                         match oldest {
@@ -227,6 +244,7 @@ impl World {
                 payload,
                 level,
                 token,
+                begun: false,
             });
         }
     }
@@ -246,23 +264,45 @@ impl World {
                 let first = self.waiting.iter().take(at).all(|other| {
                     other.level != waiter.level || blocks(other.event_type).is_disjoint(&mine)
                 });
-                first && mine.iter().all(|l| self.lanes[*l].room(waiter.level))
+                let route = self.route(waiter.event_type);
+                first && mine.iter().all(|l| self.has_room(&route, *l, waiter.level))
             });
             // Which of several goes first is the engine's affair, as long as nobody is overtaken.
-            let goes = goes.min_by_key(|at| {
-                self.waiting[*at]
-                    .ticket
-                    .admitted()
-                    .map(|(sequence, _)| sequence)
-                    .unwrap_or(u64::MAX)
+            let fate = |at: usize| self.waiting[at].ticket.fate();
+            let goes: Vec<usize> = goes.collect();
+            let keeps = !self.open && !self.held.is_empty();
+            let refused = goes.iter().find(|at| {
+                let waiter = &self.waiting[**at];
+                let rejects = self.rejects(&self.route(waiter.event_type), waiter.level);
+                !keeps && rejects && matches!(fate(**at), Some(Err(_)))
             });
-            let Some(at) = goes else { return };
+            if let Some(&at) = refused {
+                let waiter = self.waiting.remove(at).unwrap();
+                assert!(matches!(
+                    waiter.ticket.fate(),
+                    Some(Err(EngineError::Full { .. }))
+                ));
+                assert_eq!(waiter.flag.told(), 1, "the waiter was told once");
+                self.rejected += 1;
+                continue;
+            }
+            let sequence = |at: &usize| {
+                let admitted = self.waiting[*at].ticket.admitted();
+                admitted.map_or(u64::MAX, |(sequence, _)| sequence)
+            };
+            let Some(at) = goes.into_iter().min_by_key(sequence) else {
+                return;
+            };
             let waiter = self.waiting.remove(at).unwrap();
             let number = waiter
                 .ticket
                 .admitted()
                 .map(|(sequence, _)| sequence)
                 .expect("the engine let it in as well");
+            assert!(
+                keeps || !self.rejects(&self.route(waiter.event_type), waiter.level),
+                "let in though a lane rejects it"
+            );
             self.numbers += 1;
             assert_eq!(waiter.flag.told(), 1, "the waiter was told once");
             if !self.open && !self.held.is_empty() {
@@ -320,7 +360,7 @@ impl World {
         let full = |o: Overflow| {
             route
                 .iter()
-                .any(|l| self.lanes[*l].overflow == o && !self.lanes[*l].room(level))
+                .any(|l| self.lanes[*l].overflow == o && !self.has_room(&route, *l, level))
         };
         let queue = self.waiting.iter().any(|w| {
             w.level == level
@@ -363,11 +403,11 @@ impl World {
     fn started(&mut self, at: usize, entry: Entry) {
         let lane = &mut self.lanes[at];
         assert!(!lane.paused && lane.running.len() < lane.concurrency);
-        let index = lane
-            .queued
-            .iter()
-            .position(|q| q.number == entry.sequence && q.payload == entry.event.payload)
-            .expect("it was queued");
+        // Of two copies, the one that came back goes first.
+        let queued = lane.queued.iter().enumerate();
+        let same = queued.filter(|(_, q)| q.number == entry.sequence);
+        let (index, _) = same.max_by_key(|(_, q)| q.begun).expect("it was queued");
+        assert_eq!(lane.queued[index].payload, entry.event.payload);
         let started = lane.queued.remove(index);
         assert_eq!(started.level, entry.level.index());
         let keyed = lane.order == Order::Token;
@@ -385,7 +425,8 @@ impl World {
                 );
             }
             // Levels: no clock moves here, so nothing is ever aged.
-            if !keyed && other.level < started.level {
+            let busy = keyed && lane.running.iter().any(|r| r.token == other.token);
+            if !busy && other.level < started.level {
                 panic!("a lower level went first");
             }
         }
@@ -450,7 +491,6 @@ impl World {
                     order,
                     paused: false,
                     queued: Vec::new(),
-                    begun: HashSet::new(),
                     running: Vec::new(),
                     routed: 0,
                     ended: [0; 5],
@@ -458,17 +498,9 @@ impl World {
                 self.let_in();
             }
             Step::Again { lane, topics } => {
-                // Where a lane may be owed two copies of one event, bounds are exceeded by design.
                 let Some(at) = lane.checked_rem(self.lanes.len()) else {
                     return;
                 };
-                let fed = &self.lanes[at].subscriptions;
-                let overlap = TYPES
-                    .iter()
-                    .any(|t| wants(TOPICS[topics], t) && fed.iter().any(|(_, own)| wants(own, t)));
-                if overlap {
-                    return;
-                }
                 let list = TOPICS[topics].iter().map(|t| Topic::new(t)).collect();
                 let subscription = self.bus.subscribe(list, &self.lanes[at].lane, 0);
                 self.lanes[at]
@@ -481,11 +513,13 @@ impl World {
                     return;
                 };
                 let lane = self.lanes[at].lane.clone();
-                let subscriptions = std::mem::take(&mut self.lanes[at].subscriptions);
-                let last = subscriptions.len() - 1;
-                for (n, (subscription, _)) in subscriptions.into_iter().enumerate() {
-                    self.bus.unsubscribe(subscription, &lane, n == last, 0);
+                while self.lanes[at].subscriptions.len() > 1 {
+                    let (subscription, _) = self.lanes[at].subscriptions.remove(0);
+                    self.bus.unsubscribe(subscription, &lane, false, 0);
+                    self.let_in();
                 }
+                let (subscription, _) = self.lanes[at].subscriptions.remove(0);
+                self.bus.unsubscribe(subscription, &lane, true, 0);
                 // What still runs ends after the lane.
                 let (own, others) = std::mem::take(&mut self.runs)
                     .into_iter()
@@ -526,7 +560,7 @@ impl World {
                 let Some(run) = run.checked_rem(self.runs.len()) else {
                     return;
                 };
-                let (at, entry) = self.runs.remove(run);
+                let (at, mut entry) = self.runs.remove(run);
                 let told = match outcome {
                     0 => Outcome::Done,
                     1 => Outcome::Dead(Arc::new(())),
@@ -536,9 +570,13 @@ impl World {
                 };
                 let model = &mut self.lanes[at];
                 model.ended[usize::from(outcome)] += 1;
-                model.running.retain(|r| r.payload != entry.event.payload);
+                let run = model
+                    .running
+                    .iter()
+                    .position(|r| r.number == entry.sequence);
+                model.running.remove(run.expect("it ran"));
                 let lane = model.lane.clone();
-                let next = self.bus.finish(&lane, &entry, told, None, true, 0);
+                let next = self.bus.finish(&lane, &mut entry, told, None, true, 0);
                 if let Some(next) = next {
                     self.started(at, next.entry);
                 }
@@ -554,9 +592,9 @@ impl World {
                     .iter()
                     .position(|r| r.number == entry.sequence)
                     .unwrap();
+                let begun = true;
                 let queued = model.running.remove(index);
-                model.begun.insert(queued.number);
-                model.queued.push(queued);
+                model.queued.push(Queued { begun, ..queued });
                 let lane = model.lane.clone();
                 self.bus.put_back(&lane, entry, 0);
             }
@@ -759,11 +797,11 @@ fn higher_levels_go_first_and_each_level_has_its_own_room() {
     ));
     let mut started = Vec::new();
     let mut next = small.bus.take(&lane, 0);
-    while let Some(run) = next {
+    while let Some(mut run) = next {
         started.push(run.entry.event.payload);
         next = small
             .bus
-            .finish(&lane, &run.entry, Outcome::Done, None, true, 0);
+            .finish(&lane, &mut run.entry, Outcome::Done, None, true, 0);
     }
     assert_eq!(started, [3, 2, 4, 0, 1]);
 }
@@ -798,10 +836,10 @@ fn a_computed_token_is_held_like_one_that_came_along() {
     }
     let payloads = |running: &[Entry]| running.iter().map(|e| e.event.payload).collect::<Vec<_>>();
     assert_eq!(payloads(&running), [1, 3]);
-    let first = running.remove(0);
+    let mut first = running.remove(0);
     let next = small
         .bus
-        .finish(&lane, &first, Outcome::Done, None, true, 0)
+        .finish(&lane, &mut first, Outcome::Done, None, true, 0)
         .expect("2 is free");
     assert_eq!((next.entry.event.payload, next.token_wanted), (2, false));
 }
@@ -833,18 +871,18 @@ fn a_waiter_let_in_while_the_gate_is_closed_stays_in_order() {
         publish(&small.bus, "t", Normal, 3, Patience::None),
         Published::Held(2)
     ));
-    let entry = small.start(&lane);
+    let mut entry = small.start(&lane);
     assert_eq!(ticket.admitted().map(|(sequence, _)| sequence), Some(3));
     small.bus.open(0);
     let mut numbers = Vec::new();
     let mut next = small
         .bus
-        .finish(&lane, &entry, Outcome::Done, None, true, 0);
-    while let Some(run) = next {
+        .finish(&lane, &mut entry, Outcome::Done, None, true, 0);
+    while let Some(mut run) = next {
         numbers.push(run.entry.sequence);
         next = small
             .bus
-            .finish(&lane, &run.entry, Outcome::Done, None, true, 0);
+            .finish(&lane, &mut run.entry, Outcome::Done, None, true, 0);
     }
     assert_eq!(numbers, [2, 3]);
 }

@@ -80,8 +80,8 @@ fn two_waiters_are_let_in_as_they_came() {
         let consumer = {
             let (bus, lane) = (bus.clone(), lane.clone());
             thread::spawn(move || {
-                let entry = bus.take(&lane, 0).expect("there is one").entry;
-                let next = bus.finish(&lane, &entry, Outcome::Done, None, true, 0);
+                let mut entry = bus.take(&lane, 0).expect("there is one").entry;
+                let next = bus.finish(&lane, &mut entry, Outcome::Done, None, true, 0);
                 next.map(|next| next.entry.event.payload)
             })
         };

@@ -74,13 +74,15 @@ impl World {
                     self.at_work.fetch_add(1, SeqCst) < limit,
                     "too many at once"
                 );
-                let entry = run.entry;
+                let mut entry = run.entry;
                 self.ended
                     .lock()
                     .unwrap()
                     .push((entry.level, entry.sequence, entry.event.payload));
                 self.at_work.fetch_sub(1, SeqCst);
-                next = self.bus.finish(&lane, &entry, Outcome::Done, None, true, 0);
+                next = self
+                    .bus
+                    .finish(&lane, &mut entry, Outcome::Done, None, true, 0);
             }
         }
     }

@@ -34,7 +34,7 @@ fn execute(
     };
     let mut next = bus.take(&lane, 0);
     while let Some(run) = next {
-        let entry = run.entry;
+        let mut entry = run.entry;
         let keyed = lane.options.order == Order::Token;
         if keyed {
             let mut at_work = at_work.lock().unwrap();
@@ -56,7 +56,7 @@ fn execute(
                 .get_mut(&(lane.id, entry.token))
                 .unwrap() -= 1;
         }
-        next = bus.finish(&lane, &entry, Outcome::Done, Some(1), true, 0);
+        next = bus.finish(&lane, &mut entry, Outcome::Done, Some(1), true, 0);
     }
     true
 }

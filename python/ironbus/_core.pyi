@@ -99,6 +99,7 @@ class Bus:
         publisher_context: bool,
         workers: int,
         clock: Callable[[], float] | None,
+        random: Callable[[], float] | None,
     ) -> None: ...
     def _make_lane(
         self,
@@ -114,6 +115,10 @@ class Bus:
         overflow: str | None,
         bound: int | None,
         publisher_context: bool | None,
+        retry: object | None,
+        retry_holds: Literal["level", "key", "nothing"],
+        breaker: Breaker | None,
+        dead_letters: Literal["none", "failed", "failed and expired"],
     ) -> LaneHandle: ...
     def _open_stream(self, topics: list[str], name: str, bound: int | None) -> StreamSource: ...
     def publish_sync(
@@ -125,6 +130,8 @@ class Bus:
         key: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
     ) -> Receipt: ...
     def _publish_many_sync(
         self,
@@ -134,6 +141,8 @@ class Bus:
         priority: EventPriority | int | None = None,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
     ) -> BatchReceipt: ...
     def _open(self) -> bool: ...
     @property
@@ -149,6 +158,8 @@ class Bus:
     def _quiet_future(self, excused: int | None = None) -> asyncio.Future[None] | None: ...
     def _wait_quiet(self, timeout: float | None = None) -> bool: ...
     def _kept(self) -> int: ...
+    def _tick(self) -> None: ...
+    def _next_due(self) -> float | None: ...
     def _report(self) -> dict[str, Any]: ...
 
 @final

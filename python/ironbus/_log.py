@@ -22,17 +22,28 @@ def place(error: BaseException) -> str:
     return f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 
 
-def handler_failed(subscription: str, event_type: str, sequence: int, attempt: int, error: BaseException) -> None:
-    """A handler failed for good. Called from the thread that ran it."""
-    logger.error(
-        "handler %s failed on event %d of type %r (attempt %d): %s%s",
+def handler_failed(
+    subscription: str, event_type: str, sequence: int, attempt: int, error: BaseException, again: float | None
+) -> None:
+    """A handler failed, for good or until ``again`` seconds later. Called from the thread that ran it."""
+    logger.log(
+        logging.ERROR if again is None else logging.WARNING,
+        "handler %s failed on event %d of type %r (attempt %d%s): %s%s",
         subscription,
         sequence,
         event_type,
         attempt,
+        "" if again is None else f", the next one in {round(again, 3):g} s",
         type(error).__qualname__,
         place(error),
         extra={"subscription": subscription, "sequence": sequence, "event_type": event_type, "attempt": attempt},
+    )
+
+
+def parked(subscription: str, sequence: int, reason: str) -> None:
+    """A dead letter could not be kept; its subscription starts nothing until it can."""
+    logger.error(
+        "subscription %s is parked: the dead letter of event %d could not be kept: %s", subscription, sequence, reason
     )
 
 

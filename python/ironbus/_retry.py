@@ -77,12 +77,7 @@ class RetryManager:
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise InvalidOption("policy must be a RetryPolicy, for example RetryPolicy(max_attempts=5)", "policy")
         _settings.check_callable(sleep, "sleep", "a function that takes seconds, for example asyncio.sleep")
-        if callable(random):
-            self._random: Callable[[], float] = random
-        elif random is None or (isinstance(random, int) and not isinstance(random, bool)):
-            self._random = Random(None if random is None else random % 2**64).random
-        else:
-            raise InvalidOption("random must be a whole number, the seed, or a function, for example 7", "random")
+        self._random = check_random(random) or Random().random
         self.policy = RetryPolicy() if policy is None else policy
         self._sleep = sleep
 
@@ -165,6 +160,15 @@ class RetryManager:
             finally:
                 del failed
             (self._sleep or time.sleep)(delay)
+
+
+def check_random(random: int | Callable[[], float] | None) -> Callable[[], float] | None:
+    """A function that draws a number; None: it is left to the machine."""
+    if random is None or callable(random):
+        return random
+    if isinstance(random, int) and not isinstance(random, bool):
+        return Random(random % 2**64).random
+    raise InvalidOption("random must be a whole number, the seed, or a function, for example 7", "random")
 
 
 def refuse_async(func: Callable[..., Any], instead: str) -> None:

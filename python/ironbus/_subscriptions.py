@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from ironbus._breaker import CircuitBreaker, CircuitBreakerConfig
+from ironbus._retry import RetryPolicy
 from ironbus.errors import InvalidHandler, InvalidOption, InvalidPattern
 from ironbus.report import SubscriptionStatistics
 
@@ -22,6 +24,8 @@ Handler = Callable[["Event[Any]"], "Awaitable[object] | object"]
 Overflow = Literal["block", "reject", "drop_oldest", "drop_new"]
 OVERFLOWS = ("block", "reject", "drop_oldest", "drop_new")
 CONTEXTS = ("fresh", "publisher")
+HOLDS = ("level", "key", "nothing")
+LETTERS: dict[object, str] = {True: "failed", False: "none", "expired": "failed and expired"}
 
 
 class SubscribeOptions(TypedDict, total=False):
@@ -34,6 +38,14 @@ class SubscribeOptions(TypedDict, total=False):
     false. ``overflow`` and ``max_queue_size``: what happens when so many events of one
     priority are queued. ``context``: "fresh", or "publisher" for the context variables
     of the publisher.
+
+    Around each run, from the outside in: ``breaker`` (while it is open the subscription pauses; nothing
+    is lost and no attempt used up), ``timeout``, the handler, ``retry``, ``dead_letter``. ``breaker``: a
+    :class:`CircuitBreakerConfig`, or a :class:`CircuitBreaker` that others may share. ``retry``: a
+    :class:`RetryPolicy`; by default a handler is called once. ``retry_holds``: what waits while an event
+    waits for its next attempt: its "level" (priority), only later events of its "key", or "nothing".
+    ``dead_letter``: whether deliveries that failed for good are kept (default: yes); "expired": those
+    too whose time had passed.
     """
 
     name: str | None
@@ -45,6 +57,10 @@ class SubscribeOptions(TypedDict, total=False):
     overflow: Overflow | None
     max_queue_size: int | None
     context: Literal["fresh", "publisher"] | None
+    retry: RetryPolicy | None
+    retry_holds: Literal["level", "key", "nothing"] | None
+    breaker: CircuitBreaker | CircuitBreakerConfig | None
+    dead_letter: bool | Literal["expired"] | None
 
 
 @dataclass(eq=False)
@@ -55,6 +71,7 @@ class Lane:
     handler: Handler
     name: str
     plain: bool
+    breaker: CircuitBreaker | None = None
     subscriptions: list[Subscription] = field(default_factory=list)
 
 
@@ -82,6 +99,11 @@ class Subscription:
     def active(self) -> bool:
         """Whether it still listens."""
         return self._active
+
+    @property
+    def breaker(self) -> CircuitBreaker | None:
+        """Its circuit breaker, if it has one: the shared one, or one of its own with its name."""
+        return self._lane.breaker
 
     def pause(self) -> None:
         """Start no more handlers. Events are still queued; handlers that run go on."""
@@ -163,7 +185,11 @@ class Table:
             number += 1
             unique = f"{base}#{number}"
         self._counts[base] = number
-        lane = Lane(bus._make_lane(handler, name=unique, **lane_options(options, handler)), handler, unique, plain)
+        breaker = options.get("breaker")
+        if isinstance(breaker, CircuitBreakerConfig):
+            breaker = CircuitBreaker(unique, breaker, clock=bus._clock)
+        handle = bus._make_lane(handler, name=unique, breaker=breaker, **lane_options(options, handler))
+        lane = Lane(handle, handler, unique, plain, breaker)
         self._lanes[unique] = lane
         if plain:
             try:
@@ -300,11 +326,24 @@ def check_options(options: dict[str, Any]) -> SubscribeOptions:
     check_count(options.get("max_queue_size"), "max_queue_size")
     check_choice(options.get("overflow"), OVERFLOWS, "overflow")
     check_choice(options.get("context"), CONTEXTS, "context")
+    check_choice(options.get("retry_holds"), HOLDS, "retry_holds")
+    retry, breaker, dead_letter = options.get("retry"), options.get("breaker"), options.get("dead_letter")
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise InvalidOption("retry must be a RetryPolicy, for example RetryPolicy(max_attempts=5)", "retry")
+    if breaker is not None and not isinstance(breaker, (CircuitBreaker, CircuitBreakerConfig)):
+        text = "breaker must be a CircuitBreakerConfig, or a CircuitBreaker that several may share"
+        raise InvalidOption(text, "breaker")
+    if dead_letter is not None and not isinstance(dead_letter, bool) and dead_letter != "expired":
+        text = 'dead_letter must be True, False or "expired" (to keep what expired, too)'
+        raise InvalidOption(text, "dead_letter")
     ordered = options.get("ordered", True)
     if not isinstance(ordered, bool):
         raise InvalidOption("ordered must be True or False", "ordered")
     if options.get("order_by") is not None and not ordered:
         raise InvalidOption("order_by has no meaning with ordered=False; leave one of them out", "order_by")
+    if options.get("retry_holds") == "key" and not ordered:
+        text = 'retry_holds="key" has no meaning with ordered=False; leave one of them out, or hold "nothing"'
+        raise InvalidOption(text, "retry_holds")
     return options  # type: ignore[return-value] # checked above, name by name
 
 
@@ -335,7 +374,9 @@ def lane_options(options: SubscribeOptions, handler: Handler) -> dict[str, Any]:
     concurrency = options.get("concurrency") or 1
     order_by = options.get("order_by")
     order = "lane"
-    if concurrency > 1:
+    holds = options.get("retry_holds") or "level"
+    dead_letter = options.get("dead_letter")
+    if concurrency > 1 or holds == "key":
         order = "nothing" if not options.get("ordered", True) else "computed" if order_by is not None else "key"
     return {
         "is_async": is_async(handler),
@@ -347,6 +388,9 @@ def lane_options(options: SubscribeOptions, handler: Handler) -> dict[str, Any]:
         "overflow": options.get("overflow"),
         "bound": options.get("max_queue_size"),
         "publisher_context": None if options.get("context") is None else options.get("context") == "publisher",
+        "retry": options.get("retry"),
+        "retry_holds": holds,
+        "dead_letters": LETTERS[True if dead_letter is None else dead_letter],
     }
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from ironbus import _core, _exit, _interval
 from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._event_log import EventLog
+from ironbus._retry import check_random
 from ironbus._subscriptions import (
     CONTEXTS,
     OVERFLOWS,
@@ -87,6 +88,8 @@ class EventBus(_core.Bus):
     "key", "content" or an :class:`Idempotency`. ``context``: handlers run in a
     "fresh" context or in their "publisher"'s. ``workers``: threads for sync handlers
     at most. ``clock``: a callable that returns seconds and never goes back, for tests.
+    ``random``: what spreads the delays of retries, a seed or a callable that returns numbers
+    from 0.0 up to 1.0.
 
     Making a bus has no side effects, except for the event log's file.
     """
@@ -101,6 +104,7 @@ class EventBus(_core.Bus):
         context: Literal["fresh", "publisher"] = "fresh",
         workers: int | None = None,
         clock: Callable[[], float] | None = None,
+        random: int | Callable[[], float] | None = None,
     ) -> None:
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
@@ -108,6 +112,7 @@ class EventBus(_core.Bus):
         check_choice(context, CONTEXTS, "context", required=True)
         if clock is not None and not callable(clock):
             raise InvalidOption("clock must be a callable that returns seconds", "clock")
+        draw = check_random(random)
         if not isinstance(idempotency, Idempotency):
             check_choice(idempotency, ("key", "content"), "idempotency", required=True)
             idempotency = Idempotency(idempotency)
@@ -127,7 +132,9 @@ class EventBus(_core.Bus):
             publisher_context=context == "publisher",
             workers=workers or default_workers(),
             clock=clock,
+            random=draw,
         )
+        self._clock = clock
         self._table = Table(self)
         self._lifecycle = threading.Lock()
         self._stopping: asyncio.Future[None] | None = None
@@ -203,6 +210,8 @@ class EventBus(_core.Bus):
             key: str | None = None,
             idempotency_key: str | None = None,
             headers: Mapping[str, str] | None = None,
+            delay: float | None = None,
+            expires_in: float | None = None,
         ) -> Receipt: ...
 
         async def publish_many(
@@ -213,6 +222,8 @@ class EventBus(_core.Bus):
             priority: EventPriority | int | None = None,
             key: str | None = None,
             headers: Mapping[str, str] | None = None,
+            delay: float | None = None,
+            expires_in: float | None = None,
         ) -> BatchReceipt: ...
 
     # Start and stop --------------------------------------------------------------
@@ -400,12 +411,16 @@ async def _publish(
     key: str | None = None,
     idempotency_key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    delay: float | None = None,
+    expires_in: float | None = None,
 ) -> Receipt:
     """Publish an event, or a type and its data (falsy data becomes ``{}``).
 
     ``priority``: default ``NORMAL``. ``key``: what ``order_by`` orders by unless told
     otherwise. ``idempotency_key``: a second event with this key is a duplicate.
-    ``headers``: strings by name. Waits for room where a subscription blocks; works
+    ``headers``: strings by name. ``delay``: seconds before it is delivered; it is accepted now,
+    and then goes before what came meanwhile. ``expires_in``: seconds from now after which it is
+    not delivered any more, with the outcome "expired". Waits for room where a subscription blocks; works
     before ``start()``, when the event waits. Any loop; nothing happens before it is
     awaited. Cancelling it while it waits retracts the event; later it retracts nothing.
     Raises :class:`ironbus.errors.InvalidEvent`, :class:`ironbus.errors.QueueFull`.
@@ -421,6 +436,8 @@ async def _publish_many(
     priority: EventPriority | int | None = None,
     key: str | None = None,
     headers: Mapping[str, str] | None = None,
+    delay: float | None = None,
+    expires_in: float | None = None,
 ) -> BatchReceipt:
     """Publish events in order: each an :class:`Event`, ``(type, data)`` or ``(type, data, options)``.
 
@@ -450,6 +467,10 @@ _LOG_LANE: dict[str, Any] = {
     "overflow": None,
     "bound": None,
     "publisher_context": False,
+    "retry": None,
+    "retry_holds": "level",
+    "breaker": None,
+    "dead_letters": "none",
 }
 
 
@@ -507,10 +528,19 @@ class SyncBus:
         key: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
     ) -> Receipt:
         """See :meth:`EventBus.publish`; waits for room on this thread."""
         return self._bus.publish_sync(
-            event, data, priority=priority, key=key, idempotency_key=idempotency_key, headers=headers
+            event,
+            data,
+            priority=priority,
+            key=key,
+            idempotency_key=idempotency_key,
+            headers=headers,
+            delay=delay,
+            expires_in=expires_in,
         )
 
     def publish_many(
@@ -521,9 +551,13 @@ class SyncBus:
         priority: EventPriority | int | None = None,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
     ) -> BatchReceipt:
         """See :meth:`EventBus.publish_many`; waits for room on this thread."""
-        return self._bus._publish_many_sync(events, priority=priority, key=key, headers=headers)
+        return self._bus._publish_many_sync(
+            events, priority=priority, key=key, headers=headers, delay=delay, expires_in=expires_in
+        )
 
     def drain(self, *, timeout: float | None = None) -> None:
         """See :meth:`EventBus.drain`."""
@@ -592,6 +626,10 @@ def _statistics(lane: dict[str, Any], uptime: float) -> SubscriptionStatistics:
         ledger=ledger,
         wait=Latency(*lane["wait"]),
         work=Latency(*lane["work"]),
+        held=lane["held"],
+        delayed=lane["delayed"],
+        retries=lane["retries"],
+        breaker=lane["breaker"],
     )
 
 

@@ -42,6 +42,10 @@ class InvalidHeaders(InvalidEvent, TypeError):
     """The headers are not a mapping of strings to strings."""
 
 
+class InvalidTiming(InvalidEvent, TypeError):
+    """``delay`` or ``expires_in`` is not a number of seconds, or the event could never be delivered."""
+
+
 class InvalidData(InvalidEvent):
     """The payload was refused. The subclasses say why."""
 
@@ -79,7 +83,13 @@ class InvalidOption(InvalidSubscription, TypeError):
 
 
 class QueueFull(IronbusError):
-    """No room, and the caller or the policy does not wait. Nothing was accepted; publish again later."""
+    """No room, and the caller or the policy does not wait. Nothing was accepted; publish again later.
+
+    Raised by a bus to a handler that publishes, and not caught there, it means: run the handler
+    again later. It uses up no attempt.
+    """
+
+    _by_bus = False
 
 
 class DeadLetterQueueFull(QueueFull):
@@ -184,6 +194,7 @@ __all__ = [
     "InvalidPattern",
     "InvalidPriority",
     "InvalidSubscription",
+    "InvalidTiming",
     "InvalidType",
     "IronbusError",
     "NotStarted",

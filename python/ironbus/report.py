@@ -80,14 +80,20 @@ class SubscriptionStatistics:
     """One subscription at one moment."""
 
     name: str
-    state: str  # "idle", "ready", "running" or "paused"
-    depth: Mapping[str, int]  # queued deliveries by priority name
+    # "idle", "ready", "running"; "waiting" (all that is queued waits for a time, or behind what does); "paused";
+    # "open" (its circuit breaker lets nothing through); "parked" (the dead letter queue is full)
+    state: str
+    depth: Mapping[str, int]  # deliveries that are not settled and do not run, by priority name
     running: int
     oldest_age: float  # seconds that the oldest queued delivery has waited; 0.0 when none is queued
     rate: float  # settled deliveries per second since the bus was started
     ledger: LaneLedger
-    wait: Latency  # from acceptance to the handler's start
+    wait: Latency  # from acceptance (or the end of its delay) to the handler's first start
     work: Latency  # from the handler's start to its end
+    held: int = 0  # how many of the depth wait for their next attempt
+    delayed: int = 0  # how many of the depth wait for the end of their publisher's ``delay``
+    retries: int = 0  # runs so far that ended with "again later"
+    breaker: str | None = None  # the state of its circuit breaker, if it has one
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,15 @@ impl Circuit {
         (Ok(Permit { generation }), change)
     }
 
+    /// Whether whoever asked now would be refused.
+    pub fn is_refusing(&self, now: Nanos) -> bool {
+        match self.state {
+            State::Closed => false,
+            State::Open => self.retry_at().is_some_and(|retry_at| now < retry_at),
+            State::HalfOpen => self.probes >= self.config.half_open_max_calls,
+        }
+    }
+
     /// Takes the result of a call.
     pub fn report(&mut self, permit: Permit, outcome: Outcome, now: Nanos) -> Option<Change> {
         if permit.generation != self.generation {
@@ -310,7 +319,20 @@ impl Breaker {
         answer
     }
 
+    /// The same for who holds a lock that a watcher takes: the change, if there is one, is for the
+    /// caller to [`tell`](Self::tell) once the lock is free.
+    #[inline]
+    pub fn ask(&self, now: Nanos) -> (Result<Permit, Refused>, Option<Change>) {
+        lock(&self.circuit).try_acquire(now)
+    }
+
+    /// Whether whoever asked now would be refused.
+    pub fn is_refusing(&self, now: Nanos) -> bool {
+        lock(&self.circuit).is_refusing(now)
+    }
+
     /// See [`Circuit::report`].
+    #[inline]
     pub fn report(&self, permit: Permit, outcome: Outcome, now: Nanos) {
         let change = lock(&self.circuit).report(permit, outcome, now);
         self.tell(change);
@@ -351,8 +373,16 @@ impl Breaker {
         drop(gone);
     }
 
-    fn tell(&self, change: Option<Change>) {
-        let Some(change) = change else { return };
+    /// Tells the watchers of a change that [`ask`](Self::ask) made.
+    #[inline]
+    pub fn tell(&self, change: Option<Change>) {
+        if let Some(change) = change {
+            self.tell_all(change);
+        }
+    }
+
+    #[cold]
+    fn tell_all(&self, change: Change) {
         let watchers: Vec<Watcher> = {
             let watchers = lock(&self.watchers);
             watchers.list.iter().map(|(_, each)| each.clone()).collect()

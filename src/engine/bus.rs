@@ -7,13 +7,15 @@ use super::digest::Digest;
 use super::error::EngineError;
 use super::gate::{Admission, Effects, Gate, Offer, Patience, Report, Run, Ticket, WaitId};
 use super::idempotency::{Claim, Idempotency};
-use super::lane::{Entry, Finished, Lane, LaneId, LaneOptions, Turn};
+use super::lane::{Aside, Entry, Finished, Lane, LaneId, LaneOptions, Turn};
 use super::ledger::Ended;
-use super::ops::{Ops, Seat, wake_all};
+use super::ops::{Alarm, Ops, Seat, wake_all};
 use super::router::Route;
 use super::settlement::Outcome;
 use super::sync::Arc;
+use super::timers::Timers;
 use super::topic::Topic;
+use super::{breaker, timers};
 
 /// What became of a publish.
 pub enum Published<O: Ops> {
@@ -39,19 +41,39 @@ pub struct Next<O: Ops> {
     pub token_wanted: bool,
 }
 
+/// Entries of one lane that end without a call before other lanes get their turn.
+const UNHEARD_IN_A_ROW: usize = 64;
+
 /// See the module.
 pub struct Bus<O: Ops> {
     gate: Gate<O>,
     keys: Idempotency<O::Waker>,
+    timers: Timers,
+    alarm: O::Alarm,
+    pub(super) sink: O::Sink,
+}
+
+impl<O: Ops> Drop for Bus<O> {
+    fn drop(&mut self) {
+        self.gate.forsake();
+    }
 }
 
 impl<O: Ops> Bus<O> {
     /// A bus that is not open yet. `kept` is how many events it keeps until it is.
-    pub fn new(kept: usize, keys: Idempotency<O::Waker>) -> Self {
+    pub fn new(kept: usize, keys: Idempotency<O::Waker>, alarm: O::Alarm, sink: O::Sink) -> Self {
         Self {
             gate: Gate::new(kept),
             keys,
+            timers: Timers::default(),
+            alarm,
+            sink,
         }
+    }
+
+    /// Where deliveries go that failed for good.
+    pub fn sink(&self) -> &O::Sink {
+        &self.sink
     }
 
     /// The keys that were seen.
@@ -133,7 +155,7 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    /// Ends a wait for room. False: the event had been accepted, and that stands.
+    /// Ends a wait for room. False: the event had been accepted, and that stands; or refused.
     pub fn give_up(&self, ticket: &Ticket<O>, key: Option<&Digest>, now: Nanos) -> bool {
         let mut effects = Effects::default();
         let given_up = self.gate.give_up(ticket, now, &mut effects);
@@ -207,26 +229,50 @@ impl<O: Ops> Bus<O> {
     pub fn finish(
         &self,
         lane: &Arc<Lane<O>>,
-        entry: &Entry<O>,
+        entry: &mut Entry<O>,
         outcome: Outcome<O::Failure>,
         work: Option<Nanos>,
         proceed: bool,
         now: Nanos,
     ) -> Option<Next<O>> {
+        if let Some(permit) = entry.take_permit() {
+            let told = match &outcome {
+                Outcome::Done => breaker::Outcome::Success,
+                _ => breaker::Outcome::Ignored,
+            };
+            lane.report_to_breaker(permit, told, now);
+        }
+        let turn = self.settle(lane, entry, outcome, work, proceed, now);
+        self.after(lane, turn, now)
+    }
+
+    /// Settled before the next one starts: that is the order that is promised.
+    #[inline]
+    pub(super) fn settle(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: &Entry<O>,
+        outcome: Outcome<O::Failure>,
+        work: Option<Nanos>,
+        proceed: bool,
+        now: Nanos,
+    ) -> Turn<O> {
         let finished = Finished {
             tally: (&outcome).into(),
             token: entry.token,
             work,
         };
-        // Settled before the next one starts: that is the order that is promised.
         let wakers = entry.event.settle(lane, outcome);
         let turn = lane.finish(&finished, proceed, now);
         wake_all(wakers);
-        self.after(lane, turn, now)
+        turn
     }
 
     /// For an executor that must let go of an event: back to the head of its lane.
-    pub fn put_back(&self, lane: &Arc<Lane<O>>, entry: Entry<O>, now: Nanos) {
+    pub fn put_back(&self, lane: &Arc<Lane<O>>, mut entry: Entry<O>, now: Nanos) {
+        if let Some(permit) = entry.take_permit() {
+            lane.report_to_breaker(permit, breaker::Outcome::Ignored, now);
+        }
         let turn = lane.put_back(entry, now);
         let next = self.after(lane, turn, now);
         debug_assert!(next.is_none());
@@ -244,6 +290,20 @@ impl<O: Ops> Bus<O> {
         self.after(lane, turn, now)
     }
 
+    /// For an executor that could not work a token out: the event back, to be failed, in the order of
+    /// nothing. None: its lane is closed, and it is settled.
+    pub fn without_token(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: Entry<O>,
+        now: Nanos,
+    ) -> Option<Entry<O>> {
+        let token = entry.own_token();
+        let mut entry = self.with_token(lane, entry, token, now)?.entry;
+        entry.unordered();
+        Some(entry)
+    }
+
     /// Pauses or resumes a lane.
     pub fn pause(&self, lane: &Arc<Lane<O>>, paused: bool) {
         if lane.pause(paused) {
@@ -251,43 +311,117 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    #[inline]
-    fn after(&self, lane: &Arc<Lane<O>>, turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
-        let Turn {
-            entry,
-            token_wanted,
-            schedule,
-            room_wanted,
-            dropped,
-        } = turn;
-        let mut effects = Effects::default();
-        if let Some(entry) = dropped {
-            effects.let_go(lane, entry.event);
-        }
-        if schedule {
-            lane.seat().schedule(lane.clone());
-        }
-        match &entry {
-            Some(entry) if room_wanted => {
-                self.gate.room_made(lane, entry.level, now, &mut effects);
+    /// Looks after everything that is due by now. Returns when the next thing is.
+    pub fn tick(&self, now: Nanos) -> Option<Nanos> {
+        while let Some((slot, id)) = self.timers.pop(now) {
+            if let Some(lane) = self.gate.lane(slot, id) {
+                let turn = lane.tick(now);
+                let next = self.after(&lane, turn, now);
+                debug_assert!(next.is_none());
             }
-            Some(_) => {}
-            None => self.gate.after_settlement(&mut effects),
         }
-        self.carry_out(effects, now);
-        entry.map(|entry| Next {
-            entry,
-            token_wanted,
-        })
+        self.timers.next()
+    }
+
+    /// When something is due that has to be looked after.
+    pub fn next_due(&self) -> Option<Nanos> {
+        self.timers.next()
+    }
+
+    fn set_timer(&self, due: Nanos, place: timers::Place) {
+        if self.timers.set(due, place) {
+            self.alarm.set(due);
+        }
     }
 
     #[inline]
-    fn carry_out(&self, effects: Effects<O>, now: Nanos) {
+    pub(super) fn after(
+        &self,
+        lane: &Arc<Lane<O>>,
+        mut turn: Turn<O>,
+        now: Nanos,
+    ) -> Option<Next<O>> {
+        // Entries that end without a call, one after the other, but not for ever.
+        let mut left = UNHEARD_IN_A_ROW;
+        loop {
+            let mut effects = Effects::default();
+            if let Some(aside) = turn.aside {
+                self.look_aside(lane, *aside, &mut effects, now);
+            }
+            if turn.schedule {
+                lane.seat().schedule(lane.clone());
+            }
+            match &turn.entry {
+                Some(entry) if turn.room_wanted => {
+                    self.gate.room_made(lane, entry.level, now, &mut effects);
+                }
+                Some(_) => {}
+                None => self.gate.after_settlement(&mut effects),
+            }
+            self.carry_out(effects, now);
+            let entry = turn.entry?;
+            let token_wanted = turn.token_wanted;
+            if entry.rare.is_none() || (token_wanted && !entry.is_expired(now)) {
+                return Some(Next {
+                    entry,
+                    token_wanted,
+                });
+            }
+            if token_wanted {
+                let token = entry.own_token();
+                turn = lane.with_token(entry, token, now);
+                continue;
+            }
+            left -= 1;
+            match self.end_unheard(lane, entry, left > 0, now) {
+                Ok(ended) => turn = ended,
+                Err(entry) => {
+                    return Some(Next {
+                        entry,
+                        token_wanted: false,
+                    });
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn look_aside(
+        &self,
+        lane: &Arc<Lane<O>>,
+        aside: Aside<O>,
+        effects: &mut Effects<O>,
+        now: Nanos,
+    ) {
+        if let Some(entry) = aside.dropped {
+            effects.let_go(lane, entry.event);
+        }
+        if let Some(due) = aside.due {
+            self.set_timer(due, lane.place());
+        }
+        lane.tell_breaker(aside.change);
+        if let Some(permit) = aside.unused {
+            lane.report_to_breaker(permit, breaker::Outcome::Ignored, now);
+        }
+        if aside.refused && Lane::await_breaker(lane, now) {
+            lane.seat().schedule(lane.clone());
+        }
+    }
+
+    #[inline]
+    fn carry_out(&self, mut effects: Effects<O>, now: Nanos) {
         if effects.is_empty() {
             return;
         }
-        for key in effects.carry_out() {
+        for (due, place) in effects.timers() {
+            self.set_timer(due, place);
+        }
+        let (seen, free) = effects.carry_out();
+        for key in seen {
             wake_all(self.keys.commit(&key, now));
+        }
+        for key in free {
+            wake_all(self.keys.release(&key));
         }
     }
 
@@ -299,6 +433,11 @@ impl<O: Ops> Bus<O> {
     /// See [`Gate::is_quiet`].
     pub fn is_quiet(&self, excused: Option<LaneId>) -> bool {
         self.gate.is_quiet(excused)
+    }
+
+    /// All lanes.
+    pub fn lanes(&self) -> Vec<Arc<Lane<O>>> {
+        self.gate.lanes()
     }
 
     /// See [`Gate::try_lanes`].
@@ -342,6 +481,7 @@ impl<O: Ops> Bus<O> {
 
     /// See [`Gate::clear`].
     pub fn clear(&self) {
+        self.timers.clear();
         self.gate.clear();
     }
 

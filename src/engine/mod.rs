@@ -11,6 +11,7 @@ pub mod clock;
 pub mod dead_letters;
 pub mod digest;
 pub mod error;
+mod failing;
 pub mod gate;
 pub mod idempotency;
 pub mod in_flight;
@@ -29,4 +30,5 @@ pub mod settlement;
 #[cfg(not(loom))]
 pub mod store;
 pub mod sync;
+pub mod timers;
 pub mod topic;

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 
 use super::lane::Lane;
 use super::ops::Ops;
+use super::priority::Priority;
 use super::sync::{Arc, Mutex, lock};
 use super::topic::Topic;
 
@@ -19,6 +20,27 @@ pub struct Route<O: Ops> {
     pub owed: usize,
     /// The epoch of the subscriptions that it was computed from.
     pub epoch: u64,
+    /// A lane has several subscriptions, and gets an event for each.
+    several: bool,
+}
+
+impl<O: Ops> Route<O> {
+    /// Whether a lane of the route has room for the event, as often as it gets it.
+    #[inline]
+    pub fn has_room(&self, lane: &Lane<O>, level: Priority) -> bool {
+        if self.several {
+            return self.has_room_for_all(lane, level);
+        }
+        lane.has_room(level)
+    }
+
+    #[cold]
+    fn has_room_for_all(&self, lane: &Lane<O>, level: Priority) -> bool {
+        let copies = self.lanes.iter().filter(|other| other.id == lane.id);
+        let bound = lane.options.bound;
+        // More than the lane ever has room for come when it is empty, or they would never.
+        lane.depth(level) + copies.count().min(bound) <= bound
+    }
 }
 
 /// A new epoch, and the routes that ended with the old one: to be dropped once no lock is held.
@@ -160,11 +182,15 @@ impl<O: Ops> Table<O> {
             .into_iter()
             .map(|listener| listener.lane.clone())
             .collect();
+        let mut ids: Vec<_> = lanes.iter().map(|lane| lane.id).collect();
+        ids.sort_unstable();
+        let several = ids.windows(2).any(|pair| pair[0] == pair[1]);
         let owed = lanes.iter().filter(|lane| !lane.options.passive).count();
         Route {
             lanes,
             owed,
             epoch: self.epoch,
+            several,
         }
     }
 }

@@ -33,6 +33,22 @@ struct Inner {
 }
 
 impl Breaker {
+    /// The engine's breaker, for a lane, whose clock must be this one's.
+    pub fn shared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Arc<breaker::Breaker>> {
+        let inner = self.inner()?;
+        let same = match (inner.clock.injected(), clock.injected()) {
+            (None, None) => true,
+            (Some(own), Some(other)) => own.bind(py).eq(other)?,
+            _ => false,
+        };
+        if same {
+            return Ok(inner.breaker.clone());
+        }
+        let text =
+            "breaker must have the clock of the bus; give both the same clock=, or neither one";
+        Err(Error::InvalidOption.exception(py, "breaker", text))
+    }
+
     fn inner(&self) -> PyResult<&Inner> {
         self.inner.get().ok_or_else(|| {
             PyRuntimeError::new_err(
@@ -43,7 +59,7 @@ impl Breaker {
 }
 
 /// The name of a state, which is the value of its `CircuitState`.
-fn state_name(state: State) -> &'static str {
+pub fn state_name(state: State) -> &'static str {
     match state {
         State::Closed => "closed",
         State::Open => "open",

@@ -9,18 +9,23 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, intern};
 
+use super::breaker::{self, Breaker};
 use super::clock::{Clock, monotonic_ns};
 use super::core::{Core, Settings};
 use super::current;
 use super::errors::Error;
 use super::native::AsyncMethods;
 use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
+use super::policy::{Policy, seconds};
 use super::prepare::Options;
 use super::publisher;
 use super::receipt::{BatchReceipt, Receipt};
 use super::stream::{StreamSeat, StreamSource};
-use crate::engine::lane::{Lane, LaneOptions, LaneReport, Order, Overflow};
+use crate::engine::lane::{
+    Holds, Lane, LaneOptions, LaneReport, Letters, Order, Overflow, Stopped,
+};
 use crate::engine::metrics::Percentiles;
+use crate::engine::retry::Jitter;
 use crate::engine::topic::Topic;
 
 /// See the module. Subclassed by `ironbus.EventBus`, which is what people see.
@@ -65,12 +70,16 @@ fn options(
     key: Option<Py<PyAny>>,
     idempotency_key: Option<Py<PyAny>>,
     headers: Option<Py<PyAny>>,
+    delay: Option<Py<PyAny>>,
+    expires_in: Option<Py<PyAny>>,
 ) -> Options {
     Options {
         priority,
         key,
         idempotency_key,
         headers,
+        delay,
+        expires_in,
     }
 }
 
@@ -85,7 +94,7 @@ impl Bus {
     }
 
     /// Sets the bus up. All values are checked by the caller.
-    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock))]
+    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
         &self,
@@ -98,6 +107,7 @@ impl Bus {
         publisher_context: bool,
         workers: usize,
         clock: Option<Py<PyAny>>,
+        random: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let settings = Settings {
             max_queue_size,
@@ -108,14 +118,14 @@ impl Bus {
             publisher_context,
             workers,
         };
-        let core = Core::new(settings, Clock::new(clock));
+        let core = Core::new(settings, Clock::new(clock), random);
         self.core
             .set(core)
             .map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
     }
 
     /// Makes a lane that no event reaches yet.
-    #[pyo3(signature = (handler, *, name, is_async, filter, order_by, timeout, concurrency, order, overflow, bound, publisher_context))]
+    #[pyo3(signature = (handler, *, name, is_async, filter, order_by, timeout, concurrency, order, overflow, bound, publisher_context, retry, retry_holds, breaker, dead_letters))]
     #[allow(clippy::too_many_arguments)]
     fn _make_lane(
         &self,
@@ -131,6 +141,10 @@ impl Bus {
         overflow: Option<&str>,
         bound: Option<usize>,
         publisher_context: Option<bool>,
+        retry: Option<&Bound<'_, PyAny>>,
+        retry_holds: &str,
+        breaker: Option<&Bound<'_, Breaker>>,
+        dead_letters: &str,
     ) -> PyResult<LaneHandle> {
         let core = self.core()?;
         let order = match order {
@@ -139,6 +153,9 @@ impl Bus {
             "computed" => Order::Computed,
             _ => Order::Nothing,
         };
+        let policy = retry
+            .map(|policy| Policy::read(policy, Jitter::Full))
+            .transpose()?;
         let options = LaneOptions {
             name: name.bind(py).to_str()?.into(),
             concurrency,
@@ -147,12 +164,27 @@ impl Bus {
                 .map_or(Ok(core.settings.overflow), |name| self::overflow(py, name))?,
             bound: bound.unwrap_or(core.settings.max_queue_size),
             passive: false,
+            retry: policy.as_ref().map(|policy| policy.retry),
+            holds: match retry_holds {
+                "key" => Holds::Key,
+                "nothing" => Holds::Nothing,
+                _ => Holds::Level,
+            },
+            breaker: breaker
+                .map(|breaker| breaker.get().shared(py, &core.clock))
+                .transpose()?,
+            letters: match dead_letters {
+                "none" => Letters::None,
+                "failed" => Letters::Failed,
+                _ => Letters::FailedAndExpired,
+            },
         };
         let handler = Handler {
             callable: handler,
             filter,
             order_by,
             timeout: timeout.map(|seconds| (seconds * 1e9) as u64),
+            policy,
             publisher_context: core.in_publishers_context(publisher_context),
             name,
         };
@@ -184,12 +216,17 @@ impl Bus {
             overflow: Overflow::DropOldest,
             bound: bound.unwrap_or(core.settings.max_queue_size),
             passive: true,
+            retry: None,
+            holds: Holds::Level,
+            breaker: None,
+            letters: Letters::None,
         };
         let handler = Handler {
             callable: py.None(),
             filter: None,
             order_by: None,
             timeout: None,
+            policy: None,
             publisher_context: false,
             name: name.clone_ref(py),
         };
@@ -203,7 +240,7 @@ impl Bus {
 
     /// Publishes from any thread: outside an event loop it waits for room, inside one it never
     /// blocks and raises ``QueueFull`` instead.
-    #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None))]
+    #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None, delay=None, expires_in=None))]
     #[allow(clippy::too_many_arguments)]
     fn publish_sync(
         slf: &Bound<'_, Self>,
@@ -213,26 +250,31 @@ impl Bus {
         key: Option<Py<PyAny>>,
         idempotency_key: Option<Py<PyAny>>,
         headers: Option<Py<PyAny>>,
+        delay: Option<Py<PyAny>>,
+        expires_in: Option<Py<PyAny>>,
     ) -> PyResult<Receipt> {
         let core = Self::core_of(slf.as_any())?;
-        let options = options(priority, key, idempotency_key, headers);
+        let options = options(priority, key, idempotency_key, headers, delay, expires_in);
         publisher::publish_sync(slf.py(), &core, event, data, &options)
     }
 
-    #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None))]
+    #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None, delay=None, expires_in=None))]
+    #[allow(clippy::too_many_arguments)]
     fn _publish_many_sync(
         slf: &Bound<'_, Self>,
         events: &Bound<'_, PyAny>,
         priority: Option<Py<PyAny>>,
         key: Option<Py<PyAny>>,
         headers: Option<Py<PyAny>>,
+        delay: Option<Py<PyAny>>,
+        expires_in: Option<Py<PyAny>>,
     ) -> PyResult<BatchReceipt> {
         let core = Self::core_of(slf.as_any())?;
         publisher::publish_many_sync(
             slf.py(),
             &core,
             events,
-            &options(priority, key, None, headers),
+            &options(priority, key, None, headers, delay, expires_in),
         )
     }
 
@@ -250,6 +292,7 @@ impl Bus {
         core.pool().open(py, &core)?;
         core.release_held();
         core.bus.open(now);
+        core.event_loop().tick(py)?;
         Ok(true)
     }
 
@@ -346,6 +389,23 @@ impl Bus {
         signal.wait(py, timeout.map(super::ops::seconds))
     }
 
+    /// Looks after everything that is due on the bus's clock. For whoever moves that clock.
+    fn _tick(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
+        core.event_loop().tick(slf.py())
+    }
+
+    /// When the next thing is due, in seconds of the bus's clock: a retry, a delayed event, a breaker,
+    /// the end of a handler's time.
+    fn _next_due(&self, py: Python<'_>) -> PyResult<Option<f64>> {
+        let core = self.core()?;
+        let due = match core.event_loop().home() {
+            Some(home) => home.next_due(py),
+            None => core.bus.next_due(),
+        };
+        Ok(due.map(seconds))
+    }
+
     /// Events that are kept for the start.
     fn _kept(&self) -> PyResult<usize> {
         Ok(self.core()?.bus.kept())
@@ -396,8 +456,12 @@ impl Bus {
         if core.is_running() {
             return Ok(());
         }
+        visit.call(core.injected_random())?;
         for lane in core.bus.try_lanes().into_iter().flatten() {
             let handler = &lane.handler;
+            if let Some(policy) = &handler.policy {
+                policy.traverse(&visit)?;
+            }
             visit.call(&handler.callable)?;
             visit.call(&handler.filter)?;
             visit.call(&handler.order_by)?;
@@ -421,11 +485,15 @@ fn lane_dict<'py>(
     now: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    let state = match report.running {
-        _ if report.paused => intern!(py, "paused"),
-        0 if report.depth.iter().all(|depth| *depth == 0) => intern!(py, "idle"),
-        0 => intern!(py, "ready"),
-        _ => intern!(py, "running"),
+    let queued: usize = report.depth.iter().sum();
+    let state = match (report.stopped, report.running) {
+        (Some(Stopped::Parked), _) => intern!(py, "parked"),
+        (Some(Stopped::Breaker), _) => intern!(py, "open"),
+        (Some(_), _) => intern!(py, "paused"),
+        (None, 0) if queued == 0 => intern!(py, "idle"),
+        (None, 0) if report.startable => intern!(py, "ready"),
+        (None, 0) => intern!(py, "waiting"),
+        (None, _) => intern!(py, "running"),
     };
     dict.set_item("id", lane.id)?;
     dict.set_item("name", &lane.handler.name)?;
@@ -433,6 +501,12 @@ fn lane_dict<'py>(
     dict.set_item("state", state)?;
     dict.set_item("depth", report.depth.to_vec())?;
     dict.set_item("running", report.running)?;
+    dict.set_item("held", report.held)?;
+    dict.set_item("delayed", report.delayed)?;
+    dict.set_item("retries", report.retries)?;
+    let breaker = lane.options.breaker.as_ref();
+    let breaker = breaker.map(|breaker| breaker::state_name(breaker.snapshot().state));
+    dict.set_item("breaker", breaker)?;
     dict.set_item(
         "oldest_age",
         report
@@ -445,10 +519,7 @@ fn lane_dict<'py>(
     dict.set_item("dropped", report.tally.dropped)?;
     dict.set_item("expired", report.tally.expired)?;
     dict.set_item("filtered", report.tally.filtered)?;
-    dict.set_item(
-        "pending",
-        report.depth.iter().sum::<usize>() + report.running,
-    )?;
+    dict.set_item("pending", queued + report.running)?;
     dict.set_item("wait", latency(&report.wait))?;
     dict.set_item("work", latency(&report.work))?;
     Ok(dict)

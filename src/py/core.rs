@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use pyo3::prelude::*;
 
+use super::alarm::LoopAlarm;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
@@ -12,7 +13,9 @@ use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
 use super::routes::Routes;
+use super::sink::LetterSink;
 use crate::engine::bus::Bus;
+use crate::engine::dead_letters::Limits;
 use crate::engine::idempotency::Idempotency;
 use crate::engine::sync::lock;
 
@@ -46,7 +49,9 @@ pub struct Core {
     /// What it was told.
     pub settings: Settings,
     /// The clock of deadlines, ages and latencies.
-    pub clock: Clock,
+    pub clock: Arc<Clock>,
+    /// Where the spread of delays comes from: a callable, or the machine.
+    random: Option<Py<PyAny>>,
     /// Where events of the last types go.
     pub routes: Routes,
     /// Async handlers.
@@ -67,16 +72,21 @@ pub struct Core {
 
 impl Core {
     /// A bus that is not started. Nothing outside the object changes by this.
-    pub fn new(settings: Settings, clock: Clock) -> Arc<Self> {
+    pub fn new(settings: Settings, clock: Clock, random: Option<Py<PyAny>>) -> Arc<Self> {
         let keys = Idempotency::new(settings.ttl, settings.max_keys, seed());
-        let bus = Bus::new(settings.max_queue_size, keys);
+        let loop_seat = Arc::new(PySeat::Loop(Arc::new(LoopSeat::default())));
+        let clock = Arc::new(clock);
+        let alarm = LoopAlarm(loop_seat.clone());
+        let sink = LetterSink::in_memory(Limits::default(), clock.clone());
+        let bus = Bus::new(settings.max_queue_size, keys, alarm, sink);
         let workers = settings.workers;
         Arc::new(Self {
             bus,
             settings,
             clock,
+            random,
             routes: Routes::default(),
-            loop_seat: Arc::new(PySeat::Loop(Arc::new(LoopSeat::default()))),
+            loop_seat,
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             held: Mutex::default(),
             contexts_wanted: AtomicBool::new(false),
@@ -140,6 +150,24 @@ impl Core {
     #[inline]
     pub fn wants_contexts(&self) -> bool {
         self.contexts_wanted.load(Ordering::Relaxed)
+    }
+
+    /// A number from 0.0 up to 1.0.
+    pub fn random(&self, py: Python<'_>) -> f64 {
+        let Some(random) = &self.random else {
+            return fastrand::f64();
+        };
+        let number = random.bind(py).call0().and_then(|number| number.extract());
+        number.unwrap_or_else(|error: PyErr| {
+            // The retry comes all the same, only not spread.
+            error.write_unraisable(py, Some(random.bind(py)));
+            1.0
+        })
+    }
+
+    /// For the garbage collector.
+    pub fn injected_random(&self) -> Option<&Py<PyAny>> {
+        self.random.as_ref()
     }
 
     /// Now, on the bus's clock.

@@ -1,6 +1,7 @@
 //! From the engine's errors and our own checks to the one exception tree of
 //! `ironbus.errors`. The texts name the field and the fix and never a value.
 
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -29,7 +30,7 @@ macro_rules! exceptions {
 }
 
 exceptions! {
-    InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidOption,
+    InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidTiming, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
     QueueFull, WouldDeadlock, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
     DeadLetterQueueFull, StorageError,
@@ -53,7 +54,19 @@ pub fn engine(py: Python<'_>, error: &EngineError) -> PyErr {
         EngineError::NotStarted { .. } => Error::QueueFull,
         EngineError::Deadlock { .. } => Error::WouldDeadlock,
     };
-    class.exception(py, "", error.to_string())
+    let error = class.exception(py, "", error.to_string());
+    if class == Error::QueueFull {
+        return no_room(py, error);
+    }
+    error
+}
+
+/// A `QueueFull` that a bus raises to a publisher: out of a handler it does not mean that the handler failed.
+pub fn no_room(py: Python<'_>, error: PyErr) -> PyErr {
+    match error.value(py).setattr(intern!(py, "_by_bus"), true) {
+        Ok(()) => error,
+        Err(broken) => broken,
+    }
 }
 
 /// The same error, for the event at this place of a batch.
@@ -68,7 +81,11 @@ pub fn at_index(py: Python<'_>, error: PyErr, index: usize) -> PyErr {
     let separator = if field.is_empty() { "" } else { "." };
     let class = value.get_type();
     let text = format!("events[{index}]: {value}");
+    let by_bus = value.getattr_opt(intern!(py, "_by_bus"));
+    let by_bus =
+        by_bus.is_ok_and(|by_bus| by_bus.is_some_and(|by_bus| by_bus.is_truthy().unwrap_or(false)));
     match class.call1((text, format!("events[{index}]{separator}{field}"))) {
+        Ok(instance) if by_bus => no_room(py, PyErr::from_value(instance)),
         Ok(instance) => PyErr::from_value(instance),
         Err(_) => error,
     }

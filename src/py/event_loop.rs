@@ -15,6 +15,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::alarm::Armed;
 use super::context::Base;
 use super::core::Core;
 use super::ops::{PyLane, report_unless_closed, resolve};
@@ -53,9 +54,12 @@ pub struct Home {
     pub idle: Mutex<Vec<(Py<Slot>, Py<PyAny>)>>,
     /// Slots whose handler waits.
     pub suspended: Mutex<HashMap<u64, Py<Slot>>>,
+    /// What looks after the bus's timers.
+    pub alarm: Mutex<Armed>,
     /// The tasks of all slots, by slot number.
     pub tasks: Mutex<HashMap<u64, Py<PyAny>>>,
-    thread: ThreadId,
+    /// The loop's.
+    pub thread: ThreadId,
     slots: AtomicU64,
 }
 
@@ -78,7 +82,7 @@ impl LoopSeat {
 
     fn wake(self: &Arc<Self>, py: Python<'_>) {
         let Some(home) = self.home() else { return };
-        let woken = if home.thread == thread::current().id() {
+        let woken = if home.is_here() {
             home.rouse(py)
         } else {
             let call = intern!(py, "call_soon_threadsafe");
@@ -102,9 +106,7 @@ impl LoopSeat {
 
     /// Whether this thread is the one whose loop serves the lanes.
     pub fn is_home(&self) -> bool {
-        lock(&self.home)
-            .as_ref()
-            .is_some_and(|home| home.thread == thread::current().id())
+        lock(&self.home).as_ref().is_some_and(|home| home.is_here())
     }
 
     /// Whether the loop on which the bus was started is closed.
@@ -133,6 +135,7 @@ impl LoopSeat {
             stopping: AtomicBool::new(false),
             idle: Mutex::default(),
             suspended: Mutex::default(),
+            alarm: Mutex::default(),
             tasks: Mutex::default(),
             thread: thread::current().id(),
             slots: AtomicU64::new(0),
@@ -141,11 +144,10 @@ impl LoopSeat {
         if let Some(previous) = previous {
             previous.abandon(py);
         }
-        if self.ring.arm() {
-            Ok(())
-        } else {
-            home.rouse(py)
+        if !self.ring.arm() {
+            home.rouse(py)?;
         }
+        home.rearm(py)
     }
 
     /// Begins no more work. Handlers that wait are cancelled, but for the caller's own; their
@@ -156,6 +158,7 @@ impl LoopSeat {
             return Ok((tasks.unbind(), 0));
         };
         home.stopping.store(true, Ordering::Relaxed);
+        home.disarm(py)?;
         let _ = self.ring.disarm();
         let idle = std::mem::take(&mut *lock(&home.idle));
         for (_, future) in idle {
@@ -194,6 +197,11 @@ impl LoopSeat {
 }
 
 impl Home {
+    /// Whether no more work is begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// The loop was closed, or belongs to another process, before the bus was stopped: handlers
     /// that waited on it never go on, and their events go back.
     fn abandon(&self, py: Python<'_>) {

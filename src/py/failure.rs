@@ -1,13 +1,18 @@
 //! What a handler's failure is to the bus: its kind, and the line in the log.
 
+use std::sync::Arc;
+
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTimeoutError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use super::ops::PyLane;
-use crate::engine::lane::Entry;
+use super::errors::Error;
+use super::ops::{PyLane, PyOps};
+use super::policy;
+use crate::engine::lane::{Entry, Failed, Verdict};
+use crate::engine::retry::Failure;
 
 /// What an exception out of a handler means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +48,74 @@ pub fn keep_traceback(py: Python<'_>, error: &PyErr) {
     }
 }
 
-/// Says in the log that a handler failed for good: where and how, never with which words, for
-/// an exception's message may hold what the event held.
-pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
+/// Tells what an exception means for the event and for the breaker.
+pub fn sort(py: Python<'_>, lane: &PyLane, error: PyErr) -> Failed<PyErr> {
+    if kind(py, &error) == Kind::Cancelled {
+        return Failed::Cancelled(Arc::new(error));
+    }
+    let meaning = meaning(py, lane, &error).unwrap_or_else(|broken| {
+        broken.write_unraisable(py, None);
+        Meaning::Policy(Failure::Passing)
+    });
+    match meaning {
+        Meaning::Rejected => Failed::Rejected(Arc::new(error)),
+        Meaning::Crowded | Meaning::Policy(Failure::Refused(None)) => Failed::Crowded,
+        Meaning::Policy(Failure::Later(after) | Failure::Refused(Some(after))) => {
+            Failed::Later(after)
+        }
+        Meaning::Policy(Failure::Passing) => Failed::Passing(Arc::new(error)),
+        Meaning::Policy(Failure::Final) => Failed::Final(Arc::new(error)),
+    }
+}
+
+enum Meaning {
+    /// `Reject`.
+    Rejected,
+    /// `QueueFull`, raised by a bus to what the handler publishes.
+    Crowded,
+    Policy(Failure),
+}
+
+fn meaning(py: Python<'_>, lane: &PyLane, error: &PyErr) -> PyResult<Meaning> {
+    let error = error.value(py);
+    if error.is_instance(Error::Reject.class(py)?)? {
+        return Ok(Meaning::Rejected);
+    }
+    if error.is_instance(Error::QueueFull.class(py)?)?
+        && error.getattr(intern!(py, "_by_bus"))?.is_truthy()?
+    {
+        return Ok(Meaning::Crowded);
+    }
+    let failure = match &lane.handler.policy {
+        Some(policy) => policy.failure(py, error)?,
+        None => policy::without_policy(py, error)?,
+    };
+    // What is no `Exception` is none of the policy's business: it is the end of this event.
+    Ok(Meaning::Policy(failure.unwrap_or(Failure::Final)))
+}
+
+/// Says in the log that a handler failed, and what comes next: where and how, never with which
+/// words, for an exception's message may hold what the event held.
+pub fn log(
+    py: Python<'_>,
+    lane: &PyLane,
+    entry: &Entry<PyOps>,
+    failed: &Failed<PyErr>,
+    verdict: &Verdict<PyErr>,
+) {
     static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    // Who says when to come again has not failed.
+    let (Failed::Passing(error)
+    | Failed::Cancelled(error)
+    | Failed::Final(error)
+    | Failed::Rejected(error)) = failed
+    else {
+        return;
+    };
+    let again = match verdict {
+        Verdict::Again(after) => Some(policy::seconds(*after)),
+        Verdict::Dead(..) => None,
+    };
     let logged = LOG
         .import(py, "ironbus._log", "handler_failed")
         .and_then(|log| {
@@ -58,6 +127,7 @@ pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, erro
                 entry.sequence,
                 entry.attempt,
                 error.value(py),
+                again,
             ))
         });
     if let Err(error) = logged {
@@ -66,7 +136,7 @@ pub fn log(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, erro
 }
 
 /// Says in the log that a handler ends the program, and that its subscription is held for that.
-pub fn log_ending(py: Python<'_>, lane: &PyLane, entry: &Entry<super::ops::PyOps>, error: &PyErr) {
+pub fn log_ending(py: Python<'_>, lane: &PyLane, entry: &Entry<PyOps>, error: &PyErr) {
     static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let logged = LOG
         .import(py, "ironbus._log", "handler_ended_the_program")

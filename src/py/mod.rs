@@ -3,6 +3,7 @@
 
 use pyo3::prelude::*;
 
+mod alarm;
 mod breaker;
 mod bus;
 mod cell;
@@ -35,6 +36,7 @@ mod refusal;
 mod retries;
 mod routes;
 mod run;
+mod sink;
 mod slot;
 mod stream;
 mod walk;

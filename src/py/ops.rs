@@ -9,9 +9,12 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use super::alarm::LoopAlarm;
 use super::event_loop::LoopSeat;
+use super::policy::Policy;
 use super::pool::Pool;
 use super::record::Record;
+use super::sink::LetterSink;
 use super::stream::StreamSeat;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, Wake};
@@ -27,6 +30,8 @@ impl Ops for PyOps {
     type Failure = PyErr;
     type Waker = Waker;
     type Seat = PySeat;
+    type Alarm = LoopAlarm;
+    type Sink = LetterSink;
 }
 
 /// An event under way.
@@ -44,6 +49,8 @@ pub struct Handler {
     pub order_by: Option<Py<PyAny>>,
     /// How long one run may take, in nanoseconds.
     pub timeout: Option<u64>,
+    /// Which failures may pass; none: there are no retries.
+    pub policy: Option<Policy>,
     /// Runs in the publisher's context instead of a fresh one.
     pub publisher_context: bool,
     /// The subscription's name.

@@ -54,22 +54,17 @@ impl Policy {
     /// What an exception means for the next attempt. `None`: it is none of the policy's business,
     /// because the program, the task or the generator is being ended.
     pub fn failure(&self, py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<Option<Failure>> {
+        if let Some(said) = said(py, error)? {
+            return Ok(Some(said));
+        }
         if !error.is_instance_of::<PyException>() {
             return Ok(None);
-        }
-        if error.is_instance(Error::Reject.class(py)?)? {
-            return Ok(Some(Failure::Final));
-        }
-        if error.is_instance(Error::RetryLater.class(py)?)? {
-            let seconds = error.getattr(intern!(py, "seconds"))?.extract()?;
-            return Ok(Some(Failure::Later(nanos(seconds))));
         }
         if error.is_instance(self.give_up_on.bind(py))? {
             return Ok(Some(Failure::Final));
         }
-        if error.is_instance(Error::CircuitOpenError.class(py)?)? {
-            let after: Option<f64> = error.getattr(intern!(py, "retry_after"))?.extract()?;
-            return Ok(Some(Failure::Refused(after.map(nanos))));
+        if let Some(refused) = refused(py, error)? {
+            return Ok(Some(refused));
         }
         Ok(Some(if error.is_instance(self.retry_on.bind(py))? {
             Failure::Passing
@@ -83,6 +78,36 @@ impl Policy {
         visit.call(&self.retry_on)?;
         visit.call(&self.give_up_on)
     }
+}
+
+/// What an exception means where nobody has set a policy.
+pub fn without_policy(py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<Option<Failure>> {
+    let passing = error.is_instance_of::<PyException>();
+    Ok(match said(py, error)? {
+        Some(said) => Some(said),
+        None => refused(py, error)?.or(passing.then_some(Failure::Passing)),
+    })
+}
+
+/// What the exception itself says.
+fn said(py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<Option<Failure>> {
+    if error.is_instance(Error::Reject.class(py)?)? {
+        return Ok(Some(Failure::Final));
+    }
+    if error.is_instance(Error::RetryLater.class(py)?)? {
+        let seconds = error.getattr(intern!(py, "seconds"))?.extract()?;
+        return Ok(Some(Failure::Later(nanos(seconds))));
+    }
+    Ok(None)
+}
+
+/// A breaker of the handler's own let nothing through.
+fn refused(py: Python<'_>, error: &Bound<'_, PyAny>) -> PyResult<Option<Failure>> {
+    if !error.is_instance(Error::CircuitOpenError.class(py)?)? {
+        return Ok(None);
+    }
+    let after: Option<f64> = error.getattr(intern!(py, "retry_after"))?.extract()?;
+    Ok(Some(Failure::Refused(after.map(nanos))))
 }
 
 /// Reads an `ironbus.CircuitBreakerConfig`. Raises `InvalidOption` for a field that is out of its range.

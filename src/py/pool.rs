@@ -332,7 +332,7 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = now.saturating_sub(started);
-                        let end = run::in_time(&runner.lane, end, work);
+                        let end = run::in_time(py, &runner.lane, end, work);
                         let finished = run::finish(
                             py,
                             core,

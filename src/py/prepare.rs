@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyMapping, PyString};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
 
 use super::core::Core;
 use super::current::Origin;
@@ -14,16 +14,20 @@ use super::event::{Event as PyEvent, record_of};
 use super::identity::{self, Identity};
 use super::native;
 use super::ops::{Event, PyOps};
+use super::policy::nanos;
 use super::priority::to_level;
 use super::record::{Extras, Given, Record, Stamp};
 use super::routes::Way;
 use super::walk;
 use crate::engine::bus::{Bus, Published};
 use crate::engine::digest::Digest;
-use crate::engine::gate::{Offer, Patience};
+use crate::engine::gate::{Offer, Patience, Timing};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
+
+/// The longest time that may be set, in seconds: some thirty years.
+const LONGEST: f64 = 1e9;
 
 /// What may be given beside type and data.
 #[derive(Default)]
@@ -36,6 +40,10 @@ pub struct Options {
     pub idempotency_key: Option<Py<PyAny>>,
     /// See `EventBus.publish`.
     pub headers: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub delay: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub expires_in: Option<Py<PyAny>>,
 }
 
 impl Options {
@@ -58,6 +66,8 @@ impl Options {
             "key" => Some(&mut self.key),
             "idempotency_key" => Some(&mut self.idempotency_key),
             "headers" => Some(&mut self.headers),
+            "delay" => Some(&mut self.delay),
+            "expires_in" => Some(&mut self.expires_in),
             _ => None,
         }
     }
@@ -75,6 +85,8 @@ pub struct Prepared {
     pub token: u64,
     /// Its idempotency key.
     pub key: Option<Digest>,
+    /// When it may be delivered, if not always.
+    pub timing: Option<Box<Timing>>,
 }
 
 impl Prepared {
@@ -94,6 +106,7 @@ impl Prepared {
             token: self.token,
             event: &self.event,
             origin,
+            timing: self.timing.as_deref(),
         };
         let mut rerouted = None;
         let route = &self.way.get().route;
@@ -168,6 +181,7 @@ fn prepare_parts<'py>(
         level,
         token,
         mut key,
+        timing,
     } = if options.is_none() && origin.is_none() && !core.wants_contexts() {
         Details::default()
     } else {
@@ -192,6 +206,7 @@ fn prepare_parts<'py>(
         level,
         token,
         key,
+        timing,
     })
 }
 
@@ -202,6 +217,7 @@ struct Details {
     level: Priority,
     token: u64,
     key: Option<Digest>,
+    timing: Option<Box<Timing>>,
 }
 
 #[cold]
@@ -234,6 +250,9 @@ fn details(
         if let Some(headers) = &options.headers {
             extras.headers = Some(headers_of(headers.bind(py))?);
             any = true;
+        }
+        if options.delay.is_some() || options.expires_in.is_some() {
+            details.timing = timing_of(py, core, options)?;
         }
     }
     if core.wants_contexts() {
@@ -287,6 +306,42 @@ fn parts_of(py: Python<'_>, event: &Bound<'_, PyAny>, wall: f64) -> PyResult<Par
     };
     let given = (!given.is_empty()).then(|| Box::new(given));
     Ok((type_, published.data, seconds, number, given))
+}
+
+/// The times that the publisher has set, counted from now.
+#[cold]
+fn timing_of(py: Python<'_>, core: &Core, options: &Options) -> PyResult<Option<Box<Timing>>> {
+    let seconds = |given: &Option<Py<PyAny>>, field: &str| -> PyResult<Option<f64>> {
+        let Some(given) = given else { return Ok(None) };
+        let given = given.bind(py);
+        let number = given.is_instance_of::<PyFloat>() || given.is_instance_of::<PyInt>();
+        let seconds = given.extract().ok();
+        let within = |seconds: &f64| number && (0.0..=LONGEST).contains(seconds);
+        if let Some(seconds) = seconds.filter(within)
+            && !given.is_instance_of::<PyBool>()
+        {
+            return Ok(Some(seconds));
+        }
+        let text =
+            format!("{field} must be a number of seconds from 0 to 1e9, for example {field}=30");
+        Err(Error::InvalidTiming.exception(py, field, text))
+    };
+    let delay = seconds(&options.delay, "delay")?;
+    let expires = seconds(&options.expires_in, "expires_in")?;
+    if let (Some(delay), Some(expires)) = (delay, expires)
+        && expires <= delay
+    {
+        let text = "expires_in must be longer than delay: both count from now, and the event would never be delivered";
+        return Err(Error::InvalidTiming.exception(py, "expires_in", text));
+    }
+    let now = core.now(py)?;
+    let at = |seconds: f64| now.saturating_add(nanos(seconds));
+    let timing = Timing {
+        due: delay.filter(|delay| *delay > 0.0).map(at),
+        expires: expires.map(at),
+    };
+    let any = timing.due.is_some() || timing.expires.is_some();
+    Ok(any.then(|| Box::new(timing)))
 }
 
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.

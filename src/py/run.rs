@@ -14,13 +14,15 @@ use super::native::{self, Sent};
 use super::ops::{PyLane, PyOps};
 use super::record;
 use crate::engine::bus::Next;
-use crate::engine::lane::Entry;
+use crate::engine::lane::{Entry, Failed};
 use crate::engine::settlement::Outcome;
 
 /// How a delivery ended.
 pub enum End {
-    /// With this outcome.
+    /// With this outcome, which is no failure.
     Outcome(Outcome<PyErr>),
+    /// The handler did not succeed.
+    Failed(Failed<PyErr>),
     /// It did not: the bus took the event back.
     PutBack,
     /// The program is being ended; the event goes back, and the exception goes on.
@@ -57,6 +59,14 @@ pub struct Job {
     pub recalled: bool,
 }
 
+impl Job {
+    /// When its time is over.
+    pub fn deadline(&self) -> Option<u64> {
+        let timeout = self.lane.handler.timeout;
+        timeout.map(|timeout| self.started.saturating_add(timeout))
+    }
+}
+
 /// What a suspended handler is resumed with.
 pub enum Input<'py> {
     /// `send`.
@@ -77,7 +87,10 @@ pub fn begin(
 ) -> (Runner, Progress) {
     let (event, context) = match prepare(py, &runner.lane, &entry, now, base) {
         Ok(prepared) => prepared,
-        Err(error) => return (runner, Progress::Ended(entry, end(py, error, false))),
+        Err(error) => {
+            let end = end(py, &runner.lane, error, false);
+            return (runner, Progress::Ended(entry, end));
+        }
     };
     let active = Active {
         runner,
@@ -103,7 +116,7 @@ pub fn begin(
             let end = match ended {
                 Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
                 Ok(_) => End::Outcome(Outcome::Done),
-                Err(error) => end(py, error, false),
+                Err(error) => end(py, &runner.lane, error, false),
             };
             return (runner, Progress::Ended(entry, end));
         }
@@ -242,9 +255,9 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
                 (Some(limit), Kind::Cancelled) => {
                     let late = failure::timed_out(limit as f64 / 1e9);
                     late.set_cause(py, Some(error));
-                    End::Outcome(Outcome::Dead(Arc::new(late)))
+                    End::Failed(failure::sort(py, &lane, late))
                 }
-                _ => end(py, error, recalled),
+                _ => end(py, &lane, error, recalled),
             };
             Progress::Ended(entry, end)
         }
@@ -266,23 +279,25 @@ fn throw<'py>(iterator: &Bound<'py, PyAny>, error: &Bound<'py, PyAny>) -> PyResu
     }
 }
 
-fn end(py: Python<'_>, error: PyErr, recalled: bool) -> End {
+#[cold]
+fn end(py: Python<'_>, lane: &PyLane, error: PyErr, recalled: bool) -> End {
     match failure::kind(py, &error) {
         Kind::Ending => End::Ending(error),
         Kind::Cancelled if recalled => End::PutBack,
         Kind::Cancelled | Kind::Failed => {
             failure::keep_traceback(py, &error);
-            End::Outcome(Outcome::Dead(Arc::new(error)))
+            End::Failed(failure::sort(py, lane, error))
         }
     }
 }
 
 /// A handler on a thread cannot be stopped when its time is over: that is recorded when it returns.
-pub fn in_time(lane: &PyLane, end: End, work: u64) -> End {
+pub fn in_time(py: Python<'_>, lane: &PyLane, end: End, work: u64) -> End {
     match (end, lane.handler.timeout) {
-        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => End::Outcome(Outcome::Dead(
-            Arc::new(failure::timed_out(limit as f64 / 1e9)),
-        )),
+        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => {
+            let late = failure::timed_out(limit as f64 / 1e9);
+            End::Failed(failure::sort(py, lane, late))
+        }
         (end, _) => end,
     }
 }
@@ -294,7 +309,7 @@ pub fn finish(
     py: Python<'_>,
     core: &Core,
     lane: &PyLane,
-    entry: Entry<PyOps>,
+    mut entry: Entry<PyOps>,
     end: End,
     work: Option<u64>,
     proceed: bool,
@@ -302,13 +317,13 @@ pub fn finish(
 ) -> Result<Option<Next<PyOps>>, PyErr> {
     match end {
         End::Outcome(outcome) => {
-            if let Outcome::Dead(error) = &outcome {
-                failure::log(py, lane, &entry, error);
-            }
-            let next = core.bus.finish(lane, &entry, outcome, work, proceed, now);
+            let next = core
+                .bus
+                .finish(lane, &mut entry, outcome, work, proceed, now);
             record::let_go(py, entry.event);
             Ok(next)
         }
+        End::Failed(failed) => Ok(fail(py, core, lane, entry, &failed, work, proceed, now)),
         End::PutBack => {
             core.bus.put_back(lane, entry, now);
             Ok(None)
@@ -322,6 +337,25 @@ pub fn finish(
             Err(error)
         }
     }
+}
+
+/// Tells the bus that it failed, and says what becomes of it in the log.
+#[cold]
+#[allow(clippy::too_many_arguments)] // as of `finish`
+fn fail(
+    py: Python<'_>,
+    core: &Core,
+    lane: &PyLane,
+    entry: Entry<PyOps>,
+    failed: &Failed<PyErr>,
+    work: Option<u64>,
+    proceed: bool,
+    now: u64,
+) -> Option<Next<PyOps>> {
+    let verdict = lane.judge(&entry, failed, core.random(py));
+    failure::log(py, lane, &entry, failed, &verdict);
+    core.bus
+        .fail(lane, entry, failed, verdict, work, proceed, now)
 }
 
 /// Works out what an event is ordered by in its lane, and takes what may start then.
@@ -352,18 +386,10 @@ pub fn with_token(
         Ok(token) => core.bus.with_token(lane, entry, token as u64, now),
         Err(error) => {
             // It is ordered by nothing, so it holds up nothing; and it fails as its handler would.
-            let alone = entry.sequence.rotate_left(32) ^ u64::MAX;
-            let next = core.bus.with_token(lane, entry, alone, now)?;
+            let entry = core.bus.without_token(lane, entry, now)?;
             failure::keep_traceback(py, &error);
-            failure::log(py, lane, &next.entry, &error);
-            core.bus.finish(
-                lane,
-                &next.entry,
-                Outcome::Dead(Arc::new(error)),
-                None,
-                true,
-                now,
-            )
+            let failed = failure::sort(py, lane, error);
+            fail(py, core, lane, entry, &failed, None, true, now)
         }
     }
 }

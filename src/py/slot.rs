@@ -96,6 +96,22 @@ impl Slot {
             .map(drop)
     }
 
+    /// When the handler that waits here has had its time.
+    pub fn deadline(&self) -> Option<u64> {
+        match &*lock(&self.state) {
+            State::Suspended(job) if !job.timed_out => job.deadline(),
+            _ => None,
+        }
+    }
+
+    /// Cancels the handler that waits here if it has had its time. On the loop's thread.
+    pub fn look_at_deadline(slf: &Bound<'_, Self>) -> PyResult<()> {
+        match slf.get().deadline() {
+            Some(deadline) if deadline <= slf.get().now(slf.py())? => Self::_on_timer(slf),
+            _ => Ok(()),
+        }
+    }
+
     fn task(&self) -> &Py<PyAny> {
         self.task.get().expect("a slot is stepped by its task")
     }
@@ -230,11 +246,7 @@ impl Slot {
     }
 
     fn keep(&self, slf: &Bound<'_, Self>, job: Box<Job>) -> PyResult<()> {
-        let timeout = job
-            .lane
-            .handler
-            .timeout
-            .map(|timeout| (job.started.saturating_add(timeout), job.timed_out));
+        let timeout = job.deadline().map(|deadline| (deadline, job.timed_out));
         self.set(State::Suspended(job));
         lock(&self.home.suspended).insert(self.id, slf.clone().unbind());
         match timeout {
@@ -531,16 +543,10 @@ impl Slot {
 
     fn _on_timer(slf: &Bound<'_, Self>) -> PyResult<()> {
         let (py, this) = (slf.py(), slf.get());
-        let timer = lock(&this.timer).take();
-        drop(timer);
+        this.cancel_timer(py)?;
         let now = this.now(py)?;
         let again = match &mut *lock(&this.state) {
-            State::Suspended(job) => match job
-                .lane
-                .handler
-                .timeout
-                .map(|timeout| job.started.saturating_add(timeout))
-            {
+            State::Suspended(job) => match job.deadline() {
                 Some(deadline) if deadline > now => Some(deadline),
                 Some(_) if !job.timed_out && !job.recalled => {
                     job.timed_out = true;

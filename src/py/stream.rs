@@ -71,7 +71,7 @@ impl StreamSource {
         let Some(next) = core.bus.take(&self.lane, now) else {
             return Ok(None);
         };
-        let entry = next.entry;
+        let mut entry = next.entry;
         let event = Event::deliver(
             py,
             &entry.event.payload,
@@ -82,7 +82,7 @@ impl StreamSource {
         );
         // Handed over is done: a stream has no handler that could fail.
         core.bus
-            .finish(&self.lane, &entry, Outcome::Done, None, false, now);
+            .finish(&self.lane, &mut entry, Outcome::Done, None, false, now);
         event.map(Some)
     }
 

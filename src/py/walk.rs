@@ -80,8 +80,9 @@ fn write_type(py: Python<'_>, type_: &Bound<'_, PyString>, buffer: &mut Vec<u8>)
     }
 }
 
+/// Appends the canonical JSON of a payload.
 #[inline]
-fn write_json(py: Python<'_>, data: &Bound<'_, PyAny>, buffer: &mut Vec<u8>) -> PyResult<()> {
+pub fn write_json(py: Python<'_>, data: &Bound<'_, PyAny>, buffer: &mut Vec<u8>) -> PyResult<()> {
     let start = buffer.len();
     let mut scratch = SCRATCH.take();
     let written = fast::write(data, buffer, &mut scratch);

@@ -2,10 +2,10 @@
 //! a list of scheduled lanes as a seat. Shared by the tests of the engine.
 #![allow(dead_code)] // each test binary uses its part
 
-use ironbus::engine::gate::{Offer, Patience};
+use ironbus::engine::gate::{Offer, Patience, Timing};
 use ironbus::engine::idempotency::Idempotency;
-use ironbus::engine::lane::{self, LaneOptions, Order, Overflow};
-use ironbus::engine::ops::{Ops, Seat as _, Wake, wake_all};
+use ironbus::engine::lane::{self, Holds, LaneOptions, Letters, Order, Overflow};
+use ironbus::engine::ops::{self, Cause, Dying, NotKept, Ops, Seat as _, Wake, wake_all};
 use ironbus::engine::priority::Priority;
 use ironbus::engine::sync::{
     Arc, Mutex,
@@ -22,6 +22,8 @@ impl Ops for Plain {
     type Failure = ();
     type Waker = Told;
     type Seat = Seat;
+    type Alarm = Alarm;
+    type Sink = Graves;
 }
 
 pub type Bus = bus::Bus<Plain>;
@@ -98,6 +100,51 @@ impl Seat {
     }
 }
 
+/// Remembers what it was set to.
+#[derive(Clone, Default)]
+pub struct Alarm(Arc<Mutex<Vec<u64>>>);
+
+impl ops::Alarm for Alarm {
+    fn set(&self, due: u64) {
+        lock(&self.0).push(due);
+    }
+}
+
+impl Alarm {
+    pub fn set_to(&self) -> Vec<u64> {
+        std::mem::take(&mut *lock(&self.0))
+    }
+}
+
+/// What was kept of a delivery: its payload, how often it was tried, why it ended.
+pub type Letter = (u64, u32, Cause);
+
+/// A dead letter queue with room for some.
+#[derive(Clone, Default)]
+pub struct Graves {
+    pub room: Arc<AtomicUsize>,
+    pub letters: Arc<Mutex<Vec<Letter>>>,
+}
+
+impl ops::Sink<Plain> for Graves {
+    fn keep(&self, dying: &Dying<'_, Plain>) -> Result<(), NotKept> {
+        assert!(!dying.entry.event.settled(), "the letter comes first");
+        let room = |room: usize| room.checked_sub(1);
+        self.room
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, room)
+            .map_err(|_| NotKept)?;
+        let entry = dying.entry;
+        lock(&self.letters).push((entry.event.payload, entry.attempt, dying.cause));
+        Ok(())
+    }
+}
+
+impl Graves {
+    pub fn kept(&self) -> Vec<Letter> {
+        lock(&self.letters).clone()
+    }
+}
+
 pub fn options(name: &str, bound: usize) -> LaneOptions {
     LaneOptions {
         name: name.into(),
@@ -106,14 +153,24 @@ pub fn options(name: &str, bound: usize) -> LaneOptions {
         overflow: Overflow::Block,
         bound,
         passive: false,
+        retry: None,
+        holds: Holds::Level,
+        breaker: None,
+        letters: Letters::None,
     }
 }
 
 /// An open bus.
 pub fn bus() -> Bus {
-    let bus = Bus::new(1024, Idempotency::new(1 << 60, 1024, 0));
+    let bus = closed_bus(1024);
     bus.open(0);
     bus
+}
+
+/// One that keeps so many events until it is opened.
+pub fn closed_bus(kept: usize) -> Bus {
+    let keys = Idempotency::new(1 << 60, 1024, 0);
+    Bus::new(kept, keys, Alarm::default(), Graves::default())
 }
 
 /// A lane that belongs to no bus any more.
@@ -154,6 +211,7 @@ pub fn offer(
         token,
         event: &event,
         origin,
+        timing: None,
     };
     bus.publish(
         &offer,
@@ -161,6 +219,34 @@ pub fn offer(
         &mut None,
         None,
         patience,
+        now,
+    )
+}
+
+/// Publishes an event that comes at its time.
+pub fn publish_timed(
+    bus: &Bus,
+    event_type: &str,
+    level: Priority,
+    payload: u64,
+    timing: Timing,
+    now: u64,
+) -> Published {
+    let event = event(payload);
+    let offer = Offer {
+        event_type,
+        level,
+        token: payload,
+        event: &event,
+        origin: None,
+        timing: Some(&timing),
+    };
+    bus.publish(
+        &offer,
+        &bus.route(event_type),
+        &mut None,
+        None,
+        Patience::None,
         now,
     )
 }

@@ -158,7 +158,7 @@ impl<O: Ops> State<O> {
                 line.is_none_or(|line| line.front() == Some(&id))
             };
             lane.options.overflow == Overflow::Block
-                && !(lane.has_room(waiter.level) && first())
+                && !(waiter.route.has_room(lane, waiter.level) && first())
                 && !self.moves(lane, moving)
         });
         let ahead = moving.ahead.get(&id).into_iter().flatten();

@@ -2,12 +2,14 @@
 //! drop, parties to wake, lanes to signal.
 
 use super::waiting::Waiter;
+use crate::engine::clock::Nanos;
 use crate::engine::digest::Digest;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, wake_all};
 use crate::engine::router::Route;
 use crate::engine::settlement::{Envelope, Outcome};
 use crate::engine::sync::Arc;
+use crate::engine::timers::Place;
 
 /// A lane, and an event that it let go of.
 type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
@@ -22,7 +24,11 @@ pub(super) struct PutOff<O: Ops> {
     dropped: Vec<Dropped<O>>,
     /// Waiters that were let in: their lanes are to be signalled, and their keys are seen.
     pub(super) admitted: Vec<Waiter<O>>,
+    /// Waiters that were refused: their keys are as free as they were.
+    pub(super) refused: Vec<Waiter<O>>,
     pub(super) wakers: Vec<O::Waker>,
+    /// Lanes to look at, and when.
+    timers: Vec<(Nanos, Place)>,
     /// Only to be dropped: a route may be the last to hold a lane and its handler.
     retired: Vec<Arc<Route<O>>>,
 }
@@ -40,7 +46,9 @@ impl<O: Ops> Effects<O> {
             Box::new(PutOff {
                 dropped: Vec::new(),
                 admitted: Vec::new(),
+                refused: Vec::new(),
                 wakers: Vec::new(),
+                timers: Vec::new(),
                 retired: Vec::new(),
             })
         })
@@ -58,6 +66,16 @@ impl<O: Ops> Effects<O> {
         }
     }
 
+    pub(super) fn come_by(&mut self, due: Nanos, lane: &Lane<O>) {
+        self.put_off().timers.push((due, lane.place()));
+    }
+
+    /// When to come by where.
+    pub(in crate::engine) fn timers(&mut self) -> Vec<(Nanos, Place)> {
+        let put_off = self.0.as_mut();
+        put_off.map_or_else(Vec::new, |put_off| std::mem::take(&mut put_off.timers))
+    }
+
     pub(super) fn retire(&mut self, routes: impl IntoIterator<Item = Arc<Route<O>>>) {
         self.put_off().retired.extend(routes);
     }
@@ -68,15 +86,18 @@ impl<O: Ops> Effects<O> {
         self.0.is_none()
     }
 
-    /// Does what was put off. Called with no lock held. Returns the keys of events that were let in.
-    pub fn carry_out(self) -> Vec<Digest> {
+    /// Does what was put off. Called with no lock held. Returns the keys of events that were let in,
+    /// and of those that were refused.
+    pub fn carry_out(self) -> (Vec<Digest>, Vec<Digest>) {
         let Some(put_off) = self.0 else {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         };
         let PutOff {
             dropped,
             admitted,
+            refused,
             mut wakers,
+            timers: _,
             retired,
         } = *put_off;
         for (lane, event) in dropped {
@@ -87,9 +108,11 @@ impl<O: Ops> Effects<O> {
             signal(&waiter.route);
             claims.extend(waiter.claim);
         }
+        let free = refused.into_iter().filter_map(|waiter| waiter.claim);
+        let free = free.collect();
         wake_all(wakers);
         drop(retired);
-        claims
+        (claims, free)
     }
 }
 

@@ -30,18 +30,8 @@ impl<O: Ops> Gate<O> {
         route: &Route<O>,
         patience: Patience,
     ) -> FullLane {
-        let bound = full.options.bound;
-        let refuse = || {
-            FullLane::Refuse(EngineError::Full {
-                subscription: full.options.name.to_string(),
-                bound,
-            })
-        };
-        let rejects = |lane: &Arc<Lane<O>>| {
-            lane.options.overflow == Overflow::Reject && !lane.has_room(offer.level)
-        };
-        if route.lanes.iter().any(rejects) {
-            return refuse();
+        if let Some(full) = route.rejecting(offer.level) {
+            return FullLane::Refuse(full.is_full());
         }
         if let Some(origin) = offer.origin {
             let waited_for = route
@@ -54,7 +44,8 @@ impl<O: Ops> Gate<O> {
                 .collect();
             // Room that is left may be used up by those in front.
             let scarce = |lane: &&Arc<Lane<O>>| {
-                !lane.has_room(offer.level) || state.lines.contains_key(&(lane.id, offer.level))
+                !route.has_room(lane, offer.level)
+                    || state.lines.contains_key(&(lane.id, offer.level))
             };
             let needed: Vec<_> = waited_for.filter(scarce).cloned().collect();
             if let Some(cycle) = state.cycle(origin, &needed, &behind) {
@@ -70,9 +61,26 @@ impl<O: Ops> Gate<O> {
             }
         }
         if patience == Patience::None {
-            refuse()
+            FullLane::Refuse(full.is_full())
         } else {
             FullLane::Wait
+        }
+    }
+}
+
+impl<O: Ops> Route<O> {
+    /// A lane that rejects what it has no room for, and has none.
+    pub(super) fn rejecting(&self, level: Priority) -> Option<&Arc<Lane<O>>> {
+        let mut lanes = self.lanes.iter();
+        lanes.find(|lane| lane.options.overflow == Overflow::Reject && !self.has_room(lane, level))
+    }
+}
+
+impl<O: Ops> Lane<O> {
+    pub(super) fn is_full(&self) -> EngineError {
+        EngineError::Full {
+            subscription: self.options.name.to_string(),
+            bound: self.options.bound,
         }
     }
 }
@@ -88,9 +96,10 @@ impl<O: Ops> State<O> {
         route.lanes.iter().find(|lane| match lane.options.overflow {
             Overflow::Block => {
                 // Nobody overtakes those who wait already.
-                !lane.has_room(level) || lane.waiting[level.index()].load(Ordering::Relaxed) > 0
+                !route.has_room(lane, level)
+                    || lane.waiting[level.index()].load(Ordering::Relaxed) > 0
             }
-            Overflow::Reject => !lane.has_room(level),
+            Overflow::Reject => !route.has_room(lane, level),
             Overflow::DropOldest | Overflow::DropNew => false,
         })
     }

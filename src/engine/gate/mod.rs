@@ -59,6 +59,17 @@ pub struct Offer<'a, O: Ops> {
     pub event: &'a Arc<Envelope<O>>,
     /// The lane whose handler publishes it, if one does.
     pub origin: Option<LaneId>,
+    /// When it may be delivered, if not always.
+    pub timing: Option<&'a Timing>,
+}
+
+/// When an event may be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Not before this.
+    pub due: Option<Nanos>,
+    /// Not later than this.
+    pub expires: Option<Nanos>,
 }
 
 /// The gate's answer.
@@ -94,6 +105,7 @@ struct Held<O: Ops> {
     level: Priority,
     token: u64,
     event: Arc<Envelope<O>>,
+    timing: Option<Timing>,
 }
 
 /// A lane, as the gate sees it.
@@ -308,6 +320,7 @@ impl<O: Ops> Gate<O> {
                 offer.token,
                 offer.level,
                 offer.event,
+                offer.timing,
                 effects,
             );
         }
@@ -329,6 +342,7 @@ impl<O: Ops> Gate<O> {
             level: offer.level,
             token: offer.token,
             event: offer.event.clone(),
+            timing: offer.timing.copied(),
         });
         Admission::Held(sequence)
     }
@@ -451,6 +465,7 @@ impl<O: Ops> Gate<O> {
                     held.token,
                     held.level,
                     &held.event,
+                    held.timing.as_ref(),
                     effects,
                 );
             }
@@ -479,6 +494,26 @@ impl<O: Ops> Gate<O> {
         )
     }
 
+    /// The lane of this number at this place, if it is still there.
+    pub fn lane(&self, slot: usize, id: LaneId) -> Option<Arc<Lane<O>>> {
+        let state = lock(&self.state);
+        let door = state.doors.get(slot)?.as_ref();
+        door.filter(|door| door.lane.id == id)
+            .map(|door| door.lane.clone())
+    }
+
+    /// All lanes.
+    pub fn lanes(&self) -> Vec<Arc<Lane<O>>> {
+        let state = lock(&self.state);
+        let doors = state.doors.iter().flatten();
+        doors.map(|door| door.lane.clone()).collect()
+    }
+
+    /// Nobody can reach the bus any more: has nobody outside hold its lanes.
+    pub(super) fn forsake(&self) {
+        self.lanes().iter().for_each(|lane| lane.forsake());
+    }
+
     /// The lanes, unless somebody is at the gate: for the garbage collector, which must not wait.
     pub fn try_lanes(&self) -> Option<Vec<Arc<Lane<O>>>> {
         let state = self.state.try_lock().ok()?;
@@ -494,6 +529,7 @@ impl<O: Ops> Gate<O> {
 
     /// Lets go of all lanes and of all events: the end of a bus that nobody can reach any more.
     pub fn clear(&self) {
+        self.forsake();
         let mut state = lock(&self.state);
         let routes = self.router.clear();
         let doors = std::mem::take(&mut state.doors);
@@ -520,6 +556,7 @@ impl<O: Ops> State<O> {
         token: u64,
         level: Priority,
         event: &Arc<Envelope<O>>,
+        timing: Option<&Timing>,
         effects: &mut Effects<O>,
     ) {
         let door = self.doors[lane.slot]
@@ -539,14 +576,16 @@ impl<O: Ops> State<O> {
             }
         }
         lane.entering(level);
-        door.tails[level.index()].push(Entry {
-            sequence,
-            at,
-            token,
-            attempt: 0,
-            level,
-            event: event.clone(),
-        });
+        let expires = timing.and_then(|timing| timing.expires);
+        let entry = Entry::new(sequence, at, token, level, event.clone(), expires);
+        match timing.and_then(|timing| timing.due) {
+            None => door.tails[level.index()].push(entry),
+            Some(due) => {
+                if let Some(due) = lane.put_off(entry, due) {
+                    effects.come_by(due, lane);
+                }
+            }
+        }
     }
 
     fn turn_away(lane: &Arc<Lane<O>>, event: &Arc<Envelope<O>>, effects: &mut Effects<O>) {

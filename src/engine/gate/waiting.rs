@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use hashbrown::HashSet;
 
 use super::effects::Effects;
-use super::{Gate, Held, Offer, State};
+use super::{Gate, Held, Offer, State, Timing};
 use crate::engine::clock::Nanos;
 use crate::engine::digest::Digest;
+use crate::engine::error::EngineError;
 use crate::engine::lane::{Lane, LaneId, Overflow};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
@@ -21,22 +22,31 @@ pub struct Ticket<O: Ops> {
     state: Mutex<TicketState<O>>,
 }
 
+/// The number and the lanes of an event that was let in.
+pub type Admitted<O> = (u64, Arc<Route<O>>);
+
 struct TicketState<O: Ops> {
-    admitted: Option<(u64, Arc<Route<O>>)>,
+    fate: Option<Result<Admitted<O>, EngineError>>,
     waker: Option<O::Waker>,
     id: u64,
 }
 
 impl<O: Ops> Ticket<O> {
     /// The number and the lanes, once accepted. The lanes may be others than when the wait began.
-    pub fn admitted(&self) -> Option<(u64, Arc<Route<O>>)> {
-        lock(&self.state).admitted.clone()
+    pub fn admitted(&self) -> Option<Admitted<O>> {
+        self.fate()?.ok()
     }
 
-    /// Says whom to wake on acceptance; gives it back if that is past.
+    /// What became of the wait: accepted, or refused by another lane when there was room in those that
+    /// it waited for. A refused event is over and done with.
+    pub fn fate(&self) -> Option<Result<Admitted<O>, EngineError>> {
+        lock(&self.state).fate.clone()
+    }
+
+    /// Says whom to wake when that is known; gives it back if it is.
     pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
-        if state.admitted.is_some() {
+        if state.fate.is_some() {
             return Err(waker);
         }
         state.waker = Some(waker);
@@ -51,9 +61,18 @@ pub(super) struct Waiter<O: Ops> {
     pub(super) level: Priority,
     pub(super) token: u64,
     pub(super) event: Arc<Envelope<O>>,
+    pub(super) timing: Option<Timing>,
     pub(super) claim: Option<Digest>,
     pub(super) origin: Option<LaneId>,
     pub(super) ticket: Arc<Ticket<O>>,
+}
+
+impl<O: Ops> Waiter<O> {
+    fn ends(&self, fate: Result<Admitted<O>, EngineError>, effects: &mut Effects<O>) {
+        let mut ticket = lock(&self.ticket.state);
+        ticket.fate = Some(fate);
+        effects.wake(ticket.waker.take().into_iter().collect());
+    }
 }
 
 impl<O: Ops> Gate<O> {
@@ -78,7 +97,7 @@ impl<O: Ops> Gate<O> {
                 let waiter = &state.waiters[&id];
                 let first = waiter.route.lanes.iter().all(|lane| {
                     lane.options.overflow != Overflow::Block
-                        || (lane.has_room(waiter.level)
+                        || (waiter.route.has_room(lane, waiter.level)
                             && state
                                 .lines
                                 .get(&(lane.id, waiter.level))
@@ -96,11 +115,20 @@ impl<O: Ops> Gate<O> {
                         .iter()
                         .map(|lane| (lane.id, waiter.level)),
                 );
-                let sequence = self.sequencer.next_in_turn();
                 state.counts.waiting -= 1;
+                // Behind events with lower numbers that are kept already, if there are any.
+                let held = !state.open && !state.held.is_empty();
+                // The others had room when it came, and may have filled up meanwhile.
+                if !held && let Some(full) = waiter.route.rejecting(waiter.level) {
+                    state.counts.rejected += 1;
+                    effects.wake(waiter.event.routed(0));
+                    waiter.ends(Err(full.is_full()), effects);
+                    effects.put_off().refused.push(waiter);
+                    continue;
+                }
+                let sequence = self.sequencer.next_in_turn();
                 state.counts.accepted += 1;
-                if !state.open && !state.held.is_empty() {
-                    // Events with lower numbers are kept already: it goes behind them.
+                if held {
                     state.held.push_back(Held {
                         event_type: waiter.event_type.clone(),
                         sequence,
@@ -108,6 +136,7 @@ impl<O: Ops> Gate<O> {
                         level: waiter.level,
                         token: waiter.token,
                         event: waiter.event.clone(),
+                        timing: waiter.timing,
                     });
                 } else {
                     effects.wake(waiter.event.routed(waiter.route.owed));
@@ -119,20 +148,18 @@ impl<O: Ops> Gate<O> {
                             waiter.token,
                             waiter.level,
                             &waiter.event,
+                            waiter.timing.as_ref(),
                             effects,
                         );
                     }
                 }
-                let mut ticket = lock(&waiter.ticket.state);
-                ticket.admitted = Some((sequence, waiter.route.clone()));
-                effects.wake(ticket.waker.take().into_iter().collect());
-                drop(ticket);
+                waiter.ends(Ok((sequence, waiter.route.clone())), effects);
                 effects.put_off().admitted.push(waiter);
             }
         }
     }
 
-    /// Ends a wait for room. False: the event was accepted before, and that stands.
+    /// Ends a wait for room. False: the event was accepted before, and that stands; or refused.
     pub fn give_up(&self, ticket: &Ticket<O>, now: Nanos, effects: &mut Effects<O>) -> bool {
         let mut state = lock(&self.state);
         let id = lock(&ticket.state).id;
@@ -195,7 +222,7 @@ impl<O: Ops> State<O> {
         self.ids += 1;
         let id = self.ids;
         let state = TicketState {
-            admitted: None,
+            fate: None,
             waker: None,
             id,
         };
@@ -208,6 +235,7 @@ impl<O: Ops> State<O> {
             level: offer.level,
             token: offer.token,
             event: offer.event.clone(),
+            timing: offer.timing.copied(),
             claim: claim.cloned(),
             origin: offer.origin,
             ticket: ticket.clone(),

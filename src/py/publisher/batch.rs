@@ -114,12 +114,14 @@ fn options_of(
         key: clone(&shared.key),
         idempotency_key: clone(&shared.idempotency_key),
         headers: clone(&shared.headers),
+        delay: clone(&shared.delay),
+        expires_in: clone(&shared.expires_in),
     });
     for (name, value) in own {
         let name = name.cast_into::<PyString>().ok();
         let name = name.as_ref().and_then(|name| name.to_str().ok());
         let slot = name.and_then(|name| options.slot(name)).ok_or_else(|| {
-            let text = "unknown option in (type, data, options); there are priority, key, idempotency_key and headers";
+            let text = "unknown option in (type, data, options); there are priority, key, idempotency_key, headers, delay and expires_in";
             Error::InvalidOption.exception(py, "options", text)
         })?;
         *slot = (!value.is_none()).then(|| value.unbind());
@@ -177,6 +179,7 @@ impl Batch {
                 token: prepared.token,
                 event: &prepared.event,
                 origin: lane,
+                timing: prepared.timing.as_deref(),
             });
             let admitted = self
                 .core

@@ -78,20 +78,21 @@ pub(super) fn publish_prepared_sync(
                     give_up(core, &prepared, &ticket, core.now(py)?);
                     return Err(error);
                 }
-                let (sequence, route) =
-                    ticket.admitted().expect("a ticket wakes when it is let in");
+                let fate = ticket.fate().expect("a ticket wakes when that is known");
+                let (sequence, route) = fate.map_err(|error| errors::engine(py, &error))?;
                 prepared.went(py, route)?;
                 return Ok(Receipt::accepted(prepared, sequence, false));
             }
             Published::InFlight if patience == Patience::None => {
                 prepared.discard();
                 core.bus.count_rejected();
-                return Err(Error::QueueFull.exception(
+                let error = Error::QueueFull.exception(
                     py,
                     "idempotency_key",
                     "an event with the same idempotency key is waiting for room, and this thread runs an event loop; \
                      use await publish(), which waits for its fate",
-                ));
+                );
+                return Err(errors::no_room(py, error));
             }
             Published::InFlight => {
                 let signal = Arc::new(Signal::default());

@@ -141,8 +141,11 @@ impl PublishMany {
                 .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
             ManyState::Going(batch) => this.advance(py, batch),
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
-                Wait::Room { ticket, future } => match ticket.admitted() {
-                    Some((sequence, route)) => {
+                Wait::Room { ticket, future } => match ticket.fate() {
+                    Some(Err(refused)) => {
+                        Err(batch.broken(py, crate::py::errors::engine(py, &refused)))
+                    }
+                    Some(Ok((sequence, route))) => {
                         prepared.went(py, route)?;
                         batch
                             .receipts

@@ -101,7 +101,8 @@ fn not_at_once(
                 match ticket.wait(Waker::Future(waker)) {
                     Ok(()) => Attempt::Wait(Wait::Room { ticket, future }),
                     Err(_) => {
-                        let (sequence, route) = ticket.admitted().expect("it was let in");
+                        let fate = ticket.fate().expect("it is known");
+                        let (sequence, route) = fate.map_err(|error| errors::engine(py, &error))?;
                         prepared.went(py, route)?;
                         Attempt::Accepted {
                             sequence,

@@ -13,6 +13,7 @@ use crate::py::cell::GilCell;
 use crate::py::clock::{monotonic_ns, wall_at};
 use crate::py::core::Core;
 use crate::py::current::{self, Origin};
+use crate::py::errors;
 use crate::py::native::{self, Arguments, Coroutine, Sent};
 use crate::py::ops::block_on;
 use crate::py::prepare::{Options, Prepared, prepare};
@@ -165,8 +166,9 @@ impl Publish {
         } = waiting;
         let machine = monotonic_ns();
         let attempted = match wait {
-            Wait::Room { ticket, future } => match ticket.admitted() {
-                Some((sequence, route)) => {
+            Wait::Room { ticket, future } => match ticket.fate() {
+                Some(Err(refused)) => return Err(errors::engine(py, &refused)),
+                Some(Ok((sequence, route))) => {
                     prepared.went(py, route)?;
                     Attempt::Accepted {
                         sequence,

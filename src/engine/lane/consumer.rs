@@ -1,0 +1,248 @@
+//! The taking end of a lane: what there is to start, and what goes first.
+
+use super::entry::Entry;
+use super::holding::{Holding, Kind, NEVER};
+use super::keys::Keys;
+use super::line::{Rank, Ready};
+use super::{LEVELS, Nanos, Order};
+use crate::engine::ledger::{Tallied, Tally};
+use crate::engine::metrics::Latencies;
+use crate::engine::ops::Ops;
+use crate::engine::priority::{Priority, Starts};
+use crate::engine::queue::Head;
+
+/// Somebody has paused the lane.
+pub(super) const PAUSED: u8 = 1;
+/// It is at its end.
+pub(super) const CLOSED: u8 = 2;
+/// An executor works out the token of an event; the next one must not overtake it.
+pub(super) const POPPING: u8 = 4;
+/// The breaker has refused.
+pub(super) const REFUSED: u8 = 8;
+/// There was no room for a dead letter.
+pub(super) const PARKED: u8 = 16;
+
+/// See the module. One lock, held for some loads and stores; the gate takes it only to
+/// evict and to put off.
+pub(super) struct Consumer<O: Ops> {
+    pub(super) heads: [Head<Entry<O>>; LEVELS],
+    /// What goes before the heads.
+    pub(super) ready: Ready<O>,
+    starts: Starts,
+    order: Order,
+    pub(super) keys: Keys<O>,
+    pub(super) holding: Holding<O>,
+    /// What keeps the lane from starting anything.
+    pub(super) barred: u8,
+    /// When to ask the breaker again, and when to look for room for the dead.
+    ask_at: Nanos,
+    unpark_at: Nanos,
+    /// When somebody comes by.
+    armed: Nanos,
+    pub(super) retries: u64,
+    pub(super) tally: Tally,
+    pub(super) wait: Latencies,
+    pub(super) work: Latencies,
+}
+
+/// Where an entry goes that leaves the lane's hand before it is settled, and whose token was to be worked out.
+pub(super) fn rank<O: Ops>(entry: &mut Entry<O>) -> Rank {
+    match &mut entry.rare {
+        Some(rare) if rare.unordered => {
+            rare.unordered = false;
+            if rare.delayed && rare.first_failure.is_none() {
+                Rank::Due(entry.at, entry.sequence)
+            } else {
+                Rank::Begun(entry.sequence)
+            }
+        }
+        _ => Rank::Left(entry.sequence),
+    }
+}
+
+impl<O: Ops> Consumer<O> {
+    pub(super) fn new(heads: [Head<Entry<O>>; LEVELS], order: Order) -> Self {
+        Self {
+            heads,
+            ready: Ready::default(),
+            starts: Starts::default(),
+            order,
+            keys: Keys::default(),
+            holding: Holding::default(),
+            barred: 0,
+            ask_at: NEVER,
+            unpark_at: NEVER,
+            armed: NEVER,
+            retries: 0,
+            tally: Tally::default(),
+            wait: Latencies::default(),
+            work: Latencies::default(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_keyed(&self) -> bool {
+        matches!(self.order, Order::Token | Order::Computed)
+    }
+
+    /// A run is over; with `stays`, its entry still goes first among those of its token there.
+    #[inline]
+    pub(super) fn leave(&mut self, token: u64, stays: Option<Priority>) {
+        if self.is_keyed() {
+            self.keys.release(token, stays, &mut self.ready);
+        }
+    }
+
+    /// Since when the first that may start of a level waits.
+    #[inline]
+    pub(super) fn since(&mut self, level: usize) -> Option<Nanos> {
+        if let Some((rank, entry)) = self.first_ready(level)
+            && (rank.has_begun() || !self.holding.holds(level))
+        {
+            return Some(entry.at);
+        }
+        if self.holding.holds(level) {
+            return None;
+        }
+        self.heads[level].peek().map(|entry| entry.at)
+    }
+
+    #[inline]
+    fn first_ready(&self, level: usize) -> Option<&(Rank, Entry<O>)> {
+        if self.ready.is_empty() {
+            return None;
+        }
+        self.ready.first(level)
+    }
+
+    /// The next to start.
+    #[inline]
+    pub(super) fn next(
+        &mut self,
+        now: Nanos,
+        is_empty: impl Fn(usize) -> bool,
+    ) -> Option<Entry<O>> {
+        loop {
+            let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| {
+                if is_empty(level) {
+                    return None;
+                }
+                self.since(level)
+            });
+            let level = self.starts.choose(now, since)?;
+            // What is first there is what may start: see `since`.
+            if self.first_ready(level).is_some() {
+                if let Some(entry) = self.next_ready(level) {
+                    return Some(entry);
+                }
+                continue;
+            }
+            let entry = self.heads[level].pop()?;
+            match self.order {
+                Order::Lane | Order::Nothing => return Some(entry),
+                Order::Token => {
+                    let rank = Rank::Left(entry.sequence);
+                    if let Some(entry) = self.keys.claim(rank, entry) {
+                        return Some(entry);
+                    }
+                }
+                Order::Computed => {
+                    self.barred |= POPPING;
+                    return Some(entry);
+                }
+            }
+        }
+    }
+
+    fn next_ready(&mut self, level: usize) -> Option<Entry<O>> {
+        let (rank, entry) = self.ready.pop(level)?;
+        if !self.is_keyed() {
+            return Some(entry);
+        }
+        if entry.is_unordered() {
+            self.barred |= POPPING;
+            return Some(entry);
+        }
+        self.keys.resume(rank, entry)
+    }
+
+    /// Puts those whose time has come where they can be started.
+    #[cold]
+    pub(super) fn ripen(&mut self, now: Nanos) {
+        while let Some((rank, held)) = self.holding.pop(now) {
+            let entry = held.entry;
+            // Those that kept their place, or have no token yet, come to it when they start.
+            let comes = matches!(held.kind, Kind::Delayed | Kind::Free) && !entry.is_unordered();
+            if comes && self.is_keyed() {
+                self.keys.arrive(rank, entry, &mut self.ready);
+            } else {
+                self.ready.insert(rank, entry);
+            }
+        }
+    }
+
+    /// Starts nothing before the breaker changes, or this time has come.
+    pub(super) fn refuse(&mut self, until: Option<Nanos>) {
+        self.barred |= REFUSED;
+        self.ask_at = until.unwrap_or(NEVER);
+    }
+
+    /// Starts nothing before there is room for a dead letter; looks for itself at this time.
+    pub(super) fn park(&mut self, until: Nanos) {
+        self.barred |= PARKED;
+        self.unpark_at = until;
+    }
+
+    /// Somebody comes by: takes away what bars the lane until now.
+    pub(super) fn tick(&mut self, now: Nanos) {
+        self.armed = NEVER;
+        if self.ask_at <= now {
+            self.ask_at = NEVER;
+            self.barred &= !REFUSED;
+        }
+        if self.unpark_at <= now {
+            self.unpark();
+        }
+    }
+
+    pub(super) fn unpark(&mut self) {
+        self.unpark_at = NEVER;
+        self.barred &= !PARKED;
+    }
+
+    /// When somebody must come by, if that is earlier than somebody does.
+    #[inline]
+    pub(super) fn arm(&mut self) -> Option<Nanos> {
+        let due = self.holding.next().min(self.ask_at).min(self.unpark_at);
+        if due >= self.armed {
+            return None;
+        }
+        self.armed = due;
+        Some(due)
+    }
+
+    /// Lets go of the oldest of a level that was never started.
+    pub(super) fn evict(&mut self, level: Priority) -> Option<Entry<O>> {
+        let head = self.heads[level.index()].peek();
+        let head = head.map(|entry| entry.sequence);
+        if let Some(entry) = self.keys.evict(level, &mut self.ready, head) {
+            return Some(entry);
+        }
+        let entry = self.heads[level.index()].pop();
+        entry.or_else(|| self.holding.evict(level))
+    }
+
+    /// Lets go of everything, counted as dropped.
+    pub(super) fn drain(&mut self) -> Vec<Entry<O>> {
+        let mut left: Vec<_> = self.ready.drain().collect();
+        self.keys.drain(&mut left);
+        left.extend(self.holding.drain());
+        for head in &mut self.heads {
+            while let Some(entry) = head.pop() {
+                left.push(entry);
+            }
+        }
+        left.iter().for_each(|_| self.tally.count(Tallied::Dropped));
+        left
+    }
+}

@@ -1,0 +1,189 @@
+//! Tokens: which of them are at work, and what waits for each.
+//!
+//! Two entries of one token never run at once, and on each level the next one does not
+//! start before the one ahead of it is settled, however long that waits for a retry. What
+//! waits on one level does not keep another level of the same token from going on.
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry as Place;
+
+use super::LEVELS;
+use super::entry::Entry;
+use super::line::{Line, Rank, Ready};
+use crate::engine::ops::Ops;
+use crate::engine::priority::Priority;
+
+/// See the module.
+pub(super) struct Keys<O: Ops> {
+    tokens: HashMap<u64, Token<O>>,
+}
+
+/// A token that somebody has or waits for. While it does not run, a level on which
+/// something is parked always has one ahead.
+struct Token<O: Ops> {
+    running: bool,
+    /// The levels with an entry that goes before the parked ones: it is among the ready, or waits
+    /// for its next attempt.
+    ahead: u8,
+    parked: Option<Box<[Line<O>; LEVELS]>>,
+}
+
+impl<O: Ops> Default for Keys<O> {
+    fn default() -> Self {
+        Self {
+            tokens: HashMap::new(),
+        }
+    }
+}
+
+fn bit(level: Priority) -> u8 {
+    1 << level.index()
+}
+
+impl<O: Ops> Keys<O> {
+    /// Takes the token for the entry, and gives the entry back; or parks it.
+    #[inline]
+    pub(super) fn claim(&mut self, rank: Rank, entry: Entry<O>) -> Option<Entry<O>> {
+        match self.tokens.entry(entry.token) {
+            Place::Vacant(place) => {
+                place.insert(Token {
+                    running: true,
+                    ahead: 0,
+                    parked: None,
+                });
+                Some(entry)
+            }
+            Place::Occupied(mut place) => {
+                let token = place.get_mut();
+                if token.running || token.ahead & bit(entry.level) != 0 {
+                    token.park(rank, entry);
+                    return None;
+                }
+                token.running = true;
+                Some(entry)
+            }
+        }
+    }
+
+    /// The same for an entry from among the ready.
+    pub(super) fn resume(&mut self, rank: Rank, entry: Entry<O>) -> Option<Entry<O>> {
+        let token = self.tokens.get_mut(&entry.token).expect("it is ahead");
+        token.ahead &= !bit(entry.level);
+        if token.running {
+            token.park(rank, entry);
+            return None;
+        }
+        token.running = true;
+        Some(entry)
+    }
+
+    /// An entry whose time has come: among the ready, or behind those of its token.
+    pub(super) fn arrive(&mut self, rank: Rank, entry: Entry<O>, ready: &mut Ready<O>) {
+        let token = self.tokens.entry(entry.token).or_insert_with(|| Token {
+            running: false,
+            ahead: 0,
+            parked: None,
+        });
+        if token.running || token.ahead & bit(entry.level) != 0 {
+            return token.park(rank, entry);
+        }
+        token.ahead |= bit(entry.level);
+        ready.insert(rank, entry);
+    }
+
+    /// The run is over; with `stays`, its entry still goes first on this level.
+    #[inline]
+    pub(super) fn release(&mut self, token: u64, stays: Option<Priority>, ready: &mut Ready<O>) {
+        let Place::Occupied(mut place) = self.tokens.entry(token) else {
+            return;
+        };
+        let token = place.get_mut();
+        token.running = false;
+        token.ahead |= stays.map_or(0, bit);
+        if token.advance(ready) {
+            place.remove();
+        }
+    }
+
+    /// Lets go of the oldest entry of a level that was never started, among these and the ready, if
+    /// it is older than the head of the queue.
+    pub(super) fn evict(
+        &mut self,
+        level: Priority,
+        ready: &mut Ready<O>,
+        head: Option<u64>,
+    ) -> Option<Entry<O>> {
+        let older = |sequence: u64| head.is_none_or(|head| sequence < head);
+        let parked = self.tokens.iter().filter_map(|(number, token)| {
+            let (sequence, at) = token.parked.as_ref()?[level.index()].oldest()?;
+            Some((sequence, *number, at))
+        });
+        let parked = parked.filter(|(sequence, ..)| older(*sequence)).min();
+        let first = ready.oldest(level).filter(|(sequence, _)| older(*sequence));
+        match (parked, first) {
+            (Some((sequence, number, at)), first)
+                if first.is_none_or(|(other, _)| sequence < other) =>
+            {
+                self.tokens.get_mut(&number)?.parked.as_mut()?[level.index()].remove(at)
+            }
+            (_, Some((_, at))) => {
+                let entry = ready.remove(level, at)?;
+                if let Place::Occupied(mut place) = self.tokens.entry(entry.token)
+                    && !entry.is_unordered()
+                {
+                    let token = place.get_mut();
+                    token.ahead &= !bit(level);
+                    if !token.running && token.advance(ready) {
+                        place.remove();
+                    }
+                }
+                Some(entry)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<O>> {
+        let parked = self
+            .tokens
+            .values()
+            .filter_map(|token| token.parked.as_ref());
+        parked.flat_map(|lines| lines.iter().flat_map(Line::entries))
+    }
+
+    /// Lets go of all that is parked; what runs keeps its token.
+    pub(super) fn drain(&mut self, left: &mut Vec<Entry<O>>) {
+        for token in self.tokens.values_mut() {
+            token.ahead = 0;
+            for mut line in token.parked.take().into_iter().flat_map(|lines| *lines) {
+                left.extend(line.drain());
+            }
+        }
+    }
+}
+
+impl<O: Ops> Token<O> {
+    fn park(&mut self, rank: Rank, entry: Entry<O>) {
+        let lines = self.parked.get_or_insert_default();
+        lines[entry.level.index()].insert(rank, entry);
+    }
+
+    /// The first of each level comes to be ahead. True: nobody has the token or waits for it.
+    #[inline]
+    fn advance(&mut self, ready: &mut Ready<O>) -> bool {
+        let Some(lines) = &mut self.parked else {
+            return self.ahead == 0;
+        };
+        let mut empty = true;
+        for (level, line) in lines.iter_mut().enumerate() {
+            if self.ahead & (1 << level) == 0
+                && let Some((rank, entry)) = line.pop()
+            {
+                self.ahead |= 1 << level;
+                ready.insert(rank, entry);
+            }
+            empty &= line.is_empty();
+        }
+        empty && self.ahead == 0
+    }
+}

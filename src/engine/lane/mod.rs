@@ -1,0 +1,568 @@
+//! A lane: the queue of one subscription, and the rule of what is started next.
+//!
+//! The gate pushes at one end, executors take at the other, one event at a time (a
+//! batch taken in advance would hide a `CRITICAL` behind it). What comes back, or waits for
+//! its key or for a time, goes before the queue of its level. A lane knows nothing of
+//! publishers, topics or other lanes.
+
+mod consumer;
+mod entry;
+mod guard;
+mod holding;
+mod keys;
+mod line;
+mod options;
+mod report;
+mod retry;
+
+use self::consumer::{CLOSED, Consumer, PARKED, PAUSED, POPPING, REFUSED};
+use self::guard::Guard;
+use self::line::Rank;
+use super::breaker::{Change, Permit};
+use super::clock::Nanos;
+use super::ledger::Tallied;
+use super::ops::Ops;
+use super::priority::Priority;
+use super::queue::{Tail, queue};
+use super::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU8, AtomicUsize, Ordering},
+    lock,
+};
+
+pub use self::entry::{Doom, Entry, Finished, Rare};
+pub use self::options::{Holds, LaneOptions, Letters, Order, Overflow};
+pub use self::report::{LaneReport, Stopped};
+pub use self::retry::{Failed, Verdict};
+
+/// The number of a lane on its bus. Numbers are not used again.
+pub type LaneId = u64;
+
+const LEVELS: usize = Priority::COUNT;
+
+/// What a lane answers to an executor.
+#[must_use]
+pub struct Turn<O: Ops> {
+    /// The next event, which the executor now runs.
+    pub entry: Option<Entry<O>>,
+    /// The entry's token is not known yet: see [`Lane::with_token`].
+    pub token_wanted: bool,
+    /// There is work for one more: schedule the lane (again).
+    pub schedule: bool,
+    /// Publishers wait for the room that the entry left: let them in.
+    pub room_wanted: bool,
+    /// What there rarely is.
+    pub aside: Option<Box<Aside<O>>>,
+}
+
+/// What else a lane has to say now and then.
+pub struct Aside<O: Ops> {
+    /// The lane is closed and has let go of this event, counted as dropped: settle it.
+    pub dropped: Option<Entry<O>>,
+    /// Come by at this time: see [`Lane::tick`].
+    pub due: Option<Nanos>,
+    /// The breaker has changed: tell its watchers.
+    pub change: Option<Change>,
+    /// Leave of the breaker that was not used: give it back.
+    pub unused: Option<Permit>,
+    /// The breaker has refused: see [`Lane::await_breaker`].
+    pub refused: bool,
+}
+
+impl<O: Ops> Default for Aside<O> {
+    fn default() -> Self {
+        Self {
+            dropped: None,
+            due: None,
+            change: None,
+            unused: None,
+            refused: false,
+        }
+    }
+}
+
+impl<O: Ops> Turn<O> {
+    fn aside(&mut self) -> &mut Aside<O> {
+        self.aside.get_or_insert_default()
+    }
+}
+
+/// Nobody has it and it has no work.
+const IDLE: u8 = 0;
+/// It has work and waits for an executor.
+const READY: u8 = 1;
+/// Whoever runs it, or holds it back, will look again.
+const BUSY: u8 = 2;
+/// Set beside any of them by a push.
+const NUDGED: u8 = 4;
+
+/// See the module.
+pub struct Lane<O: Ops> {
+    /// Its number.
+    pub id: LaneId,
+    /// Its place at the gate.
+    pub(super) slot: usize,
+    /// What it was told.
+    pub options: LaneOptions,
+    /// What the executor needs to run it.
+    pub handler: O::Handler,
+    seat: Arc<O::Seat>,
+    /// What came to each level: written under the gate.
+    entered: [AtomicUsize; LEVELS],
+    /// What left it, less what came back: written under the consumer's lock. The two are apart so
+    /// that neither side needs a locked instruction.
+    left: [AtomicUsize; LEVELS],
+    /// Publishers that wait for room, by level. Written under the gate.
+    pub(super) waiting: [AtomicUsize; LEVELS],
+    running: AtomicUsize,
+    state: AtomicU8,
+    guard: Option<Guard<O>>,
+    consumer: Mutex<Consumer<O>>,
+}
+
+/// The pushing ends of a lane's levels. The gate owns them.
+pub type Tails<O> = [Tail<Entry<O>>; LEVELS];
+
+impl<O: Ops> Lane<O> {
+    /// A lane and its pushing ends.
+    pub(super) fn new(
+        id: LaneId,
+        slot: usize,
+        options: LaneOptions,
+        handler: O::Handler,
+        seat: Arc<O::Seat>,
+    ) -> (Self, Tails<O>) {
+        let (tails, heads): (Vec<_>, Vec<_>) = (0..LEVELS).map(|_| queue()).unzip();
+        let four = "one queue for each level";
+        let consumer = Consumer::new(heads.try_into().ok().expect(four), options.order);
+        let lane = Self {
+            id,
+            slot,
+            guard: options.breaker.as_ref().map(Guard::new),
+            options,
+            handler,
+            seat,
+            entered: std::array::from_fn(|_| AtomicUsize::new(0)),
+            left: std::array::from_fn(|_| AtomicUsize::new(0)),
+            waiting: std::array::from_fn(|_| AtomicUsize::new(0)),
+            running: AtomicUsize::new(0),
+            state: AtomicU8::new(IDLE),
+            consumer: Mutex::new(consumer),
+        };
+        (lane, tails.try_into().ok().expect(four))
+    }
+
+    /// Where the lane is run.
+    pub fn seat(&self) -> &Arc<O::Seat> {
+        &self.seat
+    }
+
+    /// Where it is found at the gate.
+    pub(super) fn place(&self) -> (usize, LaneId) {
+        (self.slot, self.id)
+    }
+
+    /// Events of a level that are not settled and do not run.
+    #[inline]
+    pub fn depth(&self, level: Priority) -> usize {
+        self.depth_at(level.index())
+    }
+
+    /// What has left is looked at first, so that a level may seem fuller than it is, never emptier.
+    #[inline]
+    fn depth_at(&self, level: usize) -> usize {
+        let left = self.left[level].load(Ordering::Acquire);
+        self.entered[level]
+            .load(Ordering::Acquire)
+            .wrapping_sub(left)
+    }
+
+    /// Counts an event that leaves a level, or (-1) comes back. Under the consumer's lock.
+    #[inline]
+    fn leaves(&self, level: Priority, change: isize) {
+        let left = &self.left[level.index()];
+        let count = left.load(Ordering::Relaxed).wrapping_add_signed(change);
+        left.store(count, Ordering::Release);
+    }
+
+    /// Whether a level has room for one more.
+    #[inline]
+    pub fn has_room(&self, level: Priority) -> bool {
+        self.depth(level) < self.options.bound
+    }
+
+    /// Counts an event that the gate is about to push, so that the level never seems emptier
+    /// than it is.
+    #[inline]
+    pub(super) fn entering(&self, level: Priority) {
+        let entered = &self.entered[level.index()];
+        entered.store(
+            entered.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Release,
+        );
+    }
+
+    /// After a push: whether the lane must be scheduled.
+    #[inline]
+    pub(super) fn signal(&self) -> bool {
+        // A read-modify-write, though it mostly changes nothing that matters: it comes either before
+        // the one in `rest` (see `enter`), which then sees the push, or after it, and then this sees IDLE.
+        let state = self.state.fetch_or(NUDGED, Ordering::AcqRel) & !NUDGED;
+        state == IDLE && self.wake()
+    }
+
+    #[cold]
+    fn wake(&self) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        while state & !NUDGED == IDLE {
+            match self
+                .state
+                .compare_exchange(state, READY, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+        false
+    }
+
+    /// For the gate: one more publisher waits for room. What is seen of the depth after this is
+    /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
+    /// takes one later sees the waiter.
+    pub(super) fn await_room(&self, level: Priority) {
+        self.waiting[level.index()].fetch_add(1, Ordering::Relaxed);
+        drop(lock(&self.consumer));
+    }
+
+    /// Nothing queued and nothing running. Exact only while nothing can be pushed.
+    pub fn is_quiet(&self) -> bool {
+        if self.options.passive {
+            return true;
+        }
+        let quiet = || {
+            (0..LEVELS).all(|level| self.depth_at(level) == 0)
+                && self.running.load(Ordering::Acquire) == 0
+        };
+        // What goes from a handler back to its queue between the two looks is missed by both.
+        quiet() && {
+            let _still = lock(&self.consumer);
+            quiet()
+        }
+    }
+
+    /// Handlers at work.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+
+    /// Only ever changed under the consumer's lock, so it needs no locked instruction.
+    #[inline]
+    fn set_running(&self, change: isize) {
+        let running = self
+            .running
+            .load(Ordering::Relaxed)
+            .wrapping_add_signed(change);
+        self.running.store(running, Ordering::Release);
+    }
+
+    /// For an executor that was given the lane by [`Seat::schedule`](super::ops::Seat).
+    pub fn take(&self, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        self.enter(BUSY);
+        self.turn(&mut consumer, true, now)
+    }
+
+    /// For an executor whose run of an entry has ended. With `proceed` it also takes the next.
+    #[inline]
+    pub fn finish(&self, finished: &Finished, proceed: bool, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        consumer.tally.count(finished.tally);
+        if let Some(work) = finished.work {
+            consumer.work.record(work);
+        }
+        consumer.leave(finished.token, None);
+        self.set_running(-1);
+        self.turn(&mut consumer, proceed, now)
+    }
+
+    /// For an executor that must let go of an entry that it has not settled: back to the head.
+    /// An entry of a lane that was closed meanwhile is dropped, counted.
+    pub fn put_back(&self, mut entry: Entry<O>, now: Nanos) -> Turn<O> {
+        // It did not have its chance: the attempt does not count.
+        entry.attempt = entry.attempt.saturating_sub(1);
+        let mut consumer = lock(&self.consumer);
+        self.come_back(&mut consumer, entry, false, now, |consumer, entry| {
+            // Its place stays held for it, so that nothing of the same key overtakes it there.
+            consumer.leave(entry.token, Some(entry.level));
+            let rank = Rank::Begun(entry.sequence);
+            consumer.ready.insert(rank, entry);
+        })
+    }
+
+    /// A run has ended, and its entry has not: it goes where `place` puts it.
+    fn come_back(
+        &self,
+        consumer: &mut Consumer<O>,
+        entry: Entry<O>,
+        proceed: bool,
+        now: Nanos,
+        place: impl FnOnce(&mut Consumer<O>, Entry<O>),
+    ) -> Turn<O> {
+        if consumer.barred & CLOSED != 0 {
+            consumer.leave(entry.token, None);
+            self.set_running(-1);
+            return self.let_go(consumer, entry, now);
+        }
+        self.leaves(entry.level, -1);
+        place(consumer, entry);
+        self.set_running(-1);
+        self.turn(consumer, proceed, now)
+    }
+
+    /// For an executor that took an entry from a lane with [`Order::Computed`] and knows its
+    /// token now. Gives the entry back if it may start.
+    pub fn with_token(&self, mut entry: Entry<O>, token: u64, now: Nanos) -> Turn<O> {
+        let mut consumer = lock(&self.consumer);
+        entry.token = token;
+        consumer.barred &= !POPPING;
+        if consumer.barred & CLOSED != 0 {
+            // It holds no token yet.
+            self.set_running(-1);
+            return self.let_go(&mut consumer, entry, now);
+        }
+        let rank = consumer::rank(&mut entry);
+        let level = entry.level;
+        // Should it have to wait, it does so without these.
+        let permit = entry.take_permit();
+        entry.attempt -= 1;
+        match consumer.keys.claim(rank, entry) {
+            Some(mut entry) => {
+                entry.permit(permit);
+                entry.attempt += 1;
+                let turn = self.turn(&mut consumer, false, now);
+                Turn {
+                    entry: Some(entry),
+                    ..turn
+                }
+            }
+            None => {
+                self.leaves(level, -1);
+                self.set_running(-1);
+                let mut turn = self.turn(&mut consumer, permit.is_none(), now);
+                if permit.is_some() {
+                    // The next one asks once this leave is given back.
+                    turn.aside().unused = permit;
+                }
+                turn
+            }
+        }
+    }
+
+    /// Stops or resumes the starting of handlers. Returns whether to schedule the lane.
+    #[must_use]
+    pub fn pause(&self, paused: bool) -> bool {
+        let mut consumer = lock(&self.consumer);
+        if paused {
+            consumer.barred |= PAUSED;
+        } else {
+            consumer.barred &= !PAUSED;
+        }
+        self.look(&mut consumer)
+    }
+
+    /// Lets the lane ask its breaker again. Returns whether to schedule it.
+    #[must_use]
+    fn ask_again(&self) -> bool {
+        let mut consumer = lock(&self.consumer);
+        consumer.barred &= !REFUSED;
+        self.look(&mut consumer)
+    }
+
+    fn is_refused(&self) -> bool {
+        lock(&self.consumer).barred & (REFUSED | CLOSED) == REFUSED
+    }
+
+    /// Ends the lane: starts nothing more, and returns what was queued, counted as dropped.
+    /// The gate must not push to it any more.
+    pub fn close(&self) -> Vec<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        consumer.barred |= CLOSED;
+        let left = consumer.drain();
+        for (entered, left) in self.entered.iter().zip(&self.left) {
+            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
+        }
+        drop(consumer);
+        self.forsake();
+        left
+    }
+
+    /// Lets go of what may hold the lane from outside.
+    pub(super) fn forsake(&self) {
+        if let Some(guard) = &self.guard {
+            guard.forsake();
+        }
+    }
+
+    /// For the gate: makes room in a level by letting go of its oldest event that was never
+    /// started, counted as dropped.
+    pub(super) fn evict(&self, level: Priority) -> Option<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        let entry = consumer.evict(level)?;
+        self.leaves(level, 1);
+        consumer.tally.count(Tallied::Dropped);
+        Some(entry)
+    }
+
+    /// For the gate: counts an event that does not enter.
+    pub(super) fn turn_away(&self) {
+        lock(&self.consumer).tally.count(Tallied::Dropped);
+    }
+
+    /// An event came back to a lane that starts nothing more.
+    #[cold]
+    fn let_go(&self, consumer: &mut Consumer<O>, entry: Entry<O>, now: Nanos) -> Turn<O> {
+        consumer.tally.count(Tallied::Dropped);
+        let mut turn = self.turn(consumer, false, now);
+        turn.aside().dropped = Some(entry);
+        turn
+    }
+
+    /// Takes the next entry if wanted and possible, and says in which state the lane is left.
+    #[inline]
+    fn turn(&self, consumer: &mut Consumer<O>, take: bool, now: Nanos) -> Turn<O> {
+        let mut turn = Turn {
+            entry: None,
+            token_wanted: false,
+            schedule: false,
+            room_wanted: false,
+            aside: None,
+        };
+        if consumer.holding.next() <= now {
+            consumer.ripen(now);
+        }
+        if take {
+            self.start(consumer, now, &mut turn);
+        }
+        if let Some(due) = consumer.arm() {
+            turn.aside().due = Some(due);
+        }
+        if let Some(entry) = &turn.entry {
+            // Under the lock: see `await_room`.
+            turn.room_wanted = self.waiting[entry.level.index()].load(Ordering::Relaxed) > 0;
+            turn.token_wanted = consumer.barred & POPPING != 0;
+        }
+        turn.schedule = self.look(consumer);
+        turn
+    }
+
+    /// Whether to schedule the lane. One that is scheduled is looked at anyway.
+    #[inline]
+    fn look(&self, consumer: &mut Consumer<O>) -> bool {
+        !self.is_ready() && self.rest(consumer)
+    }
+
+    #[inline]
+    fn has_work(&self, consumer: &mut Consumer<O>) -> bool {
+        (0..LEVELS).any(|level| self.since(consumer, level).is_some())
+    }
+
+    /// Since when the first of a level waits. A level that is empty is not looked at: its queue is
+    /// a line of the cache that nothing else needs.
+    #[inline]
+    fn since(&self, consumer: &mut Consumer<O>, level: usize) -> Option<Nanos> {
+        if self.depth_at(level) == 0 {
+            return None;
+        }
+        consumer.since(level)
+    }
+
+    #[inline]
+    fn is_ready(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & !NUDGED == READY
+    }
+
+    /// Under the consumer's lock. Never by a plain store: that would hide the `signal` of a push that
+    /// came just before it from the next one, and `rest` might then not see the event.
+    #[inline]
+    fn enter(&self, state: u8) {
+        self.state.swap(state, Ordering::AcqRel);
+    }
+
+    #[inline]
+    fn start(&self, consumer: &mut Consumer<O>, now: Nanos, turn: &mut Turn<O>) {
+        if !self.may_start(consumer) {
+            return;
+        }
+        let permit = match &self.guard {
+            None => None,
+            Some(guard) => match self.ask(guard, consumer, now, turn) {
+                Some(permit) => Some(permit),
+                None => return,
+            },
+        };
+        let Some(mut entry) = consumer.next(now, |level| self.depth_at(level) == 0) else {
+            if permit.is_some() {
+                turn.aside().unused = permit;
+            }
+            return;
+        };
+        entry.permit(permit);
+        entry.attempt += 1;
+        if entry.attempt == 1 {
+            consumer.wait.record(now.saturating_sub(entry.at));
+        }
+        self.set_running(1);
+        self.leaves(entry.level, 1);
+        turn.entry = Some(entry);
+    }
+
+    /// Leave of the breaker to start one, if there is one to start.
+    #[inline]
+    fn ask(
+        &self,
+        guard: &Guard<O>,
+        consumer: &mut Consumer<O>,
+        now: Nanos,
+        turn: &mut Turn<O>,
+    ) -> Option<Permit> {
+        if !self.has_work(consumer) {
+            return None;
+        }
+        let (answer, change) = guard.ask(now);
+        if change.is_some() {
+            turn.aside().change = change;
+        }
+        match answer {
+            Ok(permit) => Some(permit),
+            Err(refused) => {
+                consumer.refuse(refused.retry_at);
+                turn.aside().refused = true;
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn may_start(&self, consumer: &Consumer<O>) -> bool {
+        consumer.barred == 0 && self.running() < self.options.concurrency
+    }
+
+    /// Leaves a lane that is not in the hands of an executor's queue in the state that says who
+    /// looks at it next. True: schedule it.
+    #[inline]
+    fn rest(&self, consumer: &mut Consumer<O>) -> bool {
+        if !self.may_start(consumer) {
+            // Whoever ends a run, or takes away what bars the lane, comes by here again.
+            if self.state.load(Ordering::Relaxed) & !NUDGED != BUSY {
+                self.enter(BUSY);
+            }
+            return false;
+        }
+        if self.has_work(consumer) {
+            self.enter(READY);
+            return true;
+        }
+        self.enter(IDLE);
+        self.has_work(consumer) && self.signal()
+    }
+}
