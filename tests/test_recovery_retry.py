@@ -183,19 +183,20 @@ def expected(policy, failures):
 
 @given(policy=policies, seed=st.integers(0, 2**32))
 @example(policy=RetryPolicy(30, 1.0, 1e9, 1e200), seed=1)
+@example(policy=RetryPolicy(6, 6.103515625e-05, 1.0, 2.0, False), seed=0)
 def test_delays_stay_within_their_bounds(policy, seed):
     numbers = random.Random(seed)
     seen = delays(policy, numbers.random)
     numbers.seed(seed)
+    # The first delay is taken to the next nanosecond, and that difference grows with it.
+    inexact = 1e-9 + (1e-9 / policy.initial_delay if policy.initial_delay else 0)
     for failures, delay in enumerate(seen, 1):
         middle = expected(policy, failures)
-        if not policy.jitter:
-            assert delay == pytest.approx(middle, rel=1e-9, abs=2e-9)
-            numbers.random()
-            continue
-        low, high = middle / 2, min(middle * 1.5, policy.max_delay)
-        assert low - 2e-9 <= delay <= policy.max_delay + 1e-9
-        assert delay == pytest.approx(low + (high - low) * numbers.random(), rel=1e-9, abs=3e-9)
+        low, high = (middle / 2, min(middle * 1.5, policy.max_delay)) if policy.jitter else (middle, middle)
+        share = low + (high - low) * numbers.random()
+        assert delay <= policy.max_delay + 1e-9
+        assert delay == pytest.approx(share, rel=inexact, abs=3e-9)
+        assert low * (1 - inexact) - 3e-9 <= delay <= high * (1 + inexact) + 3e-9
 
 
 @given(policy=policies, seed=st.integers())
