@@ -52,6 +52,14 @@ impl<T> Ring<T> {
         item
     }
 
+    /// Takes all, in exchange for an empty queue.
+    pub fn swap(&self, empty: &mut VecDeque<T>) {
+        debug_assert!(empty.is_empty());
+        let mut ready = lock(&self.ready);
+        std::mem::swap(&mut *ready, empty);
+        self.length.store(0, Ordering::Relaxed);
+    }
+
     /// Whether nothing is ready, at a glance.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -348,7 +348,7 @@ impl Bus {
     /// The lane and the slot (0: a thread) of the handler of this bus that makes the call.
     fn _own(slf: &Bound<'_, Self>) -> PyResult<Option<(u64, u64)>> {
         let core = Self::core_of(slf.as_any())?;
-        Ok(current::origin()
+        Ok(current::origin(slf.py())
             .filter(|origin| Arc::ptr_eq(&origin.core, &core))
             .map(|origin| (origin.lane, origin.slot)))
     }

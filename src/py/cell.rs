@@ -21,6 +21,12 @@ pub struct GilCell<T>(UnsafeCell<T>);
 // destructor. Values may be dropped by another thread than the one that put them in.
 unsafe impl<T: Send> Sync for GilCell<T> {}
 
+impl<T: Default> Default for GilCell<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 impl<T> GilCell<T> {
     /// A cell with a value.
     pub const fn new(value: T) -> Self {

@@ -7,34 +7,60 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use super::cell::GilCell;
 use super::core::Core;
-use super::ops::{Event, PyLane, PyOps};
+use super::ops::{Event, PyOps};
 use crate::engine::lane::{Entry, LaneId};
 
-/// One delivery in the hands of an executor.
+/// An executor at work, and the delivery in its hands. It stays from one delivery to the next, so
+/// that an event costs it no reference counts.
 pub struct Active {
-    /// Who runs it.
-    pub runner: Runner,
+    /// Whose bus.
+    pub core: Arc<Core>,
+    /// The slot; 0 for a thread.
+    pub slot: u64,
+    delivery: GilCell<Option<Delivery>>,
+}
+
+/// One delivery in the hands of an executor.
+pub struct Delivery {
     /// Its place in the lane.
     pub entry: Entry<PyOps>,
     /// What the handler was given.
     pub event: Py<PyAny>,
+    /// The lane.
+    pub lane: LaneId,
 }
 
-/// An executor at work on a lane. It goes from one delivery to the next, so that an event costs
-/// it no reference counts.
-pub struct Runner {
-    /// Whose bus.
-    pub core: Arc<Core>,
-    /// The lane.
-    pub lane: PyLane,
-    /// The slot; 0 for a thread.
-    pub slot: u64,
+impl Active {
+    /// With nothing in its hands.
+    pub fn new(core: Arc<Core>, slot: u64) -> Self {
+        Self {
+            core,
+            slot,
+            delivery: GilCell::new(None),
+        }
+    }
+
+    /// Steps the handler of a delivery, and gives the delivery back.
+    #[inline(always)]
+    pub fn step<R>(
+        &self,
+        py: Python<'_>,
+        delivery: Delivery,
+        body: impl FnOnce() -> R,
+    ) -> (Delivery, R) {
+        self.delivery.replace(py, Some(delivery));
+        let result = body();
+        let delivery = self.delivery.replace(py, None);
+        (delivery.expect("it was put there"), result)
+    }
 }
 
 scoped_tls::scoped_thread_local!(static ACTIVE: Active);
 
-/// Runs `body` in the middle of the delivery. What it says to other threads or later, nobody hears.
+/// Runs `body`, in which the executor steps handlers. What they say to other threads or later,
+/// nobody hears.
 #[inline(always)]
 pub fn during<R>(active: &Active, body: impl FnOnce() -> R) -> R {
     ACTIVE.set(active, body)
@@ -55,20 +81,32 @@ pub struct Origin {
 
 /// The delivery that this thread is in the middle of.
 #[inline]
-pub fn origin() -> Option<Origin> {
-    ACTIVE.is_set().then(|| {
-        ACTIVE.with(|active| Origin {
-            core: active.runner.core.clone(),
-            lane: active.runner.lane.id,
-            cause: active.entry.event.clone(),
-            slot: active.runner.slot,
+pub fn origin(py: Python<'_>) -> Option<Origin> {
+    if !ACTIVE.is_set() {
+        return None;
+    }
+    ACTIVE.with(|active| {
+        active.delivery.read(py, |delivery| {
+            delivery.as_ref().map(|delivery| Origin {
+                core: active.core.clone(),
+                lane: delivery.lane,
+                cause: delivery.entry.event.clone(),
+                slot: active.slot,
+            })
         })
     })
 }
 
 /// The event that this thread's innermost handler was given.
 pub fn event(py: Python<'_>) -> Option<Py<PyAny>> {
-    ACTIVE
-        .is_set()
-        .then(|| ACTIVE.with(|active| active.event.clone_ref(py)))
+    if !ACTIVE.is_set() {
+        return None;
+    }
+    ACTIVE.with(|active| {
+        active.delivery.read(py, |delivery| {
+            delivery
+                .as_ref()
+                .map(|delivery| delivery.event.clone_ref(py))
+        })
+    })
 }

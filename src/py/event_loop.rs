@@ -6,7 +6,7 @@
 //! and another slot goes on. At most one slot serves at a time; the ring's `armed` flag
 //! says that none does and that the next push must wake one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::alarm::Armed;
+use super::cell::GilCell;
 use super::context::Base;
 use super::core::Core;
 use super::ops::{PyLane, report_unless_closed, resolve};
@@ -37,6 +38,9 @@ pub enum Work {
 pub struct LoopSeat {
     /// What is ready.
     pub ring: Ring<Work>,
+    /// What was ready when the ring was last emptied, and has not had its turn: so that a turn of a
+    /// thousand lanes takes the ring's lock once. For the thread of the loop.
+    taken: GilCell<VecDeque<Work>>,
     home: Mutex<Option<Arc<Home>>>,
 }
 
@@ -64,6 +68,36 @@ pub struct Home {
 }
 
 impl LoopSeat {
+    /// The next to be served.
+    #[inline]
+    pub fn next(&self, py: Python<'_>) -> Option<Work> {
+        self.taken
+            .update(py, VecDeque::pop_front)
+            .or_else(|| self.take_all(py))
+    }
+
+    fn take_all(&self, py: Python<'_>) -> Option<Work> {
+        if self.ring.is_empty() {
+            return None;
+        }
+        self.taken.update(py, |taken| {
+            self.ring.swap(taken);
+            taken.pop_front()
+        })
+    }
+
+    /// Whether there is more to be served, at a glance.
+    #[inline]
+    pub fn has_more(&self, py: Python<'_>) -> bool {
+        !self.ring.is_empty() || self.taken.read(py, |taken| !taken.is_empty())
+    }
+
+    /// No slot is about to serve. False: there is something to do, or somebody is on the way to wake one.
+    #[must_use]
+    pub fn arm(&self, py: Python<'_>) -> bool {
+        self.taken.read(py, VecDeque::is_empty) && self.ring.arm()
+    }
+
     /// Puts the lane in the ring, and wakes a slot if none is awake.
     pub fn schedule(self: &Arc<Self>, lane: PyLane) {
         self.push(Work::Lane(lane));
@@ -144,7 +178,7 @@ impl LoopSeat {
         if let Some(previous) = previous {
             previous.abandon(py);
         }
-        if !self.ring.arm() {
+        if !self.arm(py) {
             home.rouse(py)?;
         }
         home.rearm(py)

@@ -16,7 +16,7 @@ use pyo3::types::{PyDict, PyList};
 use super::clock::monotonic_ns;
 use super::context::Base;
 use super::core::{Core, TURN};
-use super::current::Runner;
+use super::current::{self, Active};
 use super::ops::PyLane;
 use super::run::{self, Progress};
 use crate::engine::bus::Next;
@@ -299,30 +299,28 @@ impl Worker {
 
 impl Worker {
     fn work(&self, py: Python<'_>) -> PyResult<()> {
+        let active = Active::new(self.crew.core.clone(), 0);
+        current::during(&active, || self.work_as(py, &active))
+    }
+
+    fn work_as(&self, py: Python<'_>, active: &Active) -> PyResult<()> {
         let core = &self.crew.core;
         let mut attached = monotonic_ns();
         while let Some(lane) = self.pool.take(py, &self.crew) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
             let mut next = core.bus.take(&lane, now);
-            let mut runner = Runner {
-                core: core.clone(),
-                lane,
-                slot: 0,
-            };
             while let Some(Next {
                 entry,
                 token_wanted,
             }) = next
             {
                 if token_wanted {
-                    next = run::with_token(py, core, &runner.lane, entry, now);
+                    next = run::with_token(py, core, &lane, entry, now);
                     continue;
                 }
                 let started = now;
-                let progress;
-                (runner, progress) = run::begin(py, runner, entry, now, &self.crew.context, false);
-                match progress {
+                match run::begin(py, active, &lane, entry, now, &self.crew.context, false) {
                     Progress::Ended(entry, end) => {
                         let at = monotonic_ns();
                         if at - attached > HOLD {
@@ -332,17 +330,9 @@ impl Worker {
                         now = core.clock.at(py, at)?;
                         let proceed = self.is_wanted() && (at < quantum || !self.pool.is_busy());
                         let work = now.saturating_sub(started);
-                        let end = run::in_time(py, &runner.lane, end, work);
-                        let finished = run::finish(
-                            py,
-                            core,
-                            &runner.lane,
-                            entry,
-                            end,
-                            Some(work),
-                            proceed,
-                            now,
-                        );
+                        let end = run::in_time(py, &lane, end, work);
+                        let finished =
+                            run::finish(py, core, &lane, entry, end, Some(work), proceed, now);
                         next = finished?;
                     }
                     Progress::Awaitable(job) => {

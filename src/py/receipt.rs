@@ -273,7 +273,7 @@ impl Receipt {
         if self.is_over(true) {
             return Ok(None);
         }
-        let Some(origin) = current::origin() else {
+        let Some(origin) = current::origin(py) else {
             return Ok(None);
         };
         // All events of a cascade share one tree, and the handler's own event is not settled.

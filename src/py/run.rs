@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::context::Base;
 use super::core::Core;
-use super::current::{self, Active, Runner};
+use super::current::{self, Active, Delivery};
 use super::event::Event;
 use super::failure::{self, Kind};
 use super::native::{self, Sent};
@@ -79,50 +79,49 @@ pub enum Input<'py> {
 #[inline]
 pub fn begin(
     py: Python<'_>,
-    runner: Runner,
+    active: &Active,
+    lane: &PyLane,
     entry: Entry<PyOps>,
     now: u64,
     base: &Base,
     steps: bool,
-) -> (Runner, Progress) {
-    let (event, context) = match prepare(py, &runner.lane, &entry, now, base) {
+) -> Progress {
+    let (event, context) = match prepare(py, lane, &entry, now, base) {
         Ok(prepared) => prepared,
         Err(error) => {
-            let end = end(py, &runner.lane, error, false);
-            return (runner, Progress::Ended(entry, end));
+            let end = end(py, lane, error, false);
+            return Progress::Ended(entry, end);
         }
     };
-    let active = Active {
-        runner,
+    let argument = event.bind(py).clone();
+    let delivery = Delivery {
         entry,
         event,
+        lane: lane.id,
     };
-    let called = current::during(&active, || {
-        native::in_context(&context, || call(py, &active, steps)).and_then(|called| called)
+    let (Delivery { entry, event, .. }, called) = active.step(py, delivery, || {
+        let called = native::in_context(&context, || call(py, lane, &argument, steps));
+        called.and_then(|called| called)
     });
-    let Active {
-        runner,
-        entry,
-        event,
-    } = active;
+    drop(argument);
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
         Ok(Called::Awaitable(iterator)) => (iterator, None),
         ended => {
             Event::recycle(py, event);
-            if !runner.lane.handler.publisher_context {
+            if !lane.handler.publisher_context {
                 base.done(context);
             }
             let end = match ended {
                 Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
                 Ok(_) => End::Outcome(Outcome::Done),
-                Err(error) => end(py, &runner.lane, error, false),
+                Err(error) => end(py, lane, error, false),
             };
-            return (runner, Progress::Ended(entry, end));
+            return Progress::Ended(entry, end);
         }
     };
     let job = Box::new(Job {
-        lane: runner.lane.clone(),
+        lane: lane.clone(),
         entry,
         event,
         context: context.unbind(),
@@ -131,11 +130,10 @@ pub fn begin(
         timed_out: false,
         recalled: false,
     });
-    let progress = match yielded {
+    match yielded {
         Some(yielded) => Progress::Suspended(job, yielded.unbind()),
         None => Progress::Awaitable(job),
-    };
-    (runner, progress)
+    }
 }
 
 /// What a handler is given: its event and its context.
@@ -174,14 +172,19 @@ enum Called<'py> {
 }
 
 #[inline]
-fn call<'py>(py: Python<'py>, active: &Active, steps: bool) -> PyResult<Called<'py>> {
-    let handler = &active.runner.lane.handler;
+fn call<'py>(
+    py: Python<'py>,
+    lane: &PyLane,
+    event: &Bound<'py, PyAny>,
+    steps: bool,
+) -> PyResult<Called<'py>> {
+    let handler = &lane.handler;
     if let Some(filter) = &handler.filter
-        && !filter.bind(py).call1((&active.event,))?.is_truthy()?
+        && !filter.bind(py).call1((event,))?.is_truthy()?
     {
         return Ok(Called::Filtered);
     }
-    let result = handler.callable.bind(py).call1((&active.event,))?;
+    let result = handler.callable.bind(py).call1((event,))?;
     if result.is_none() {
         return Ok(Called::Done);
     }
@@ -209,28 +212,21 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
         timed_out,
         recalled,
     } = job;
-    let runner = Runner {
-        core: core.clone(),
-        lane,
-        slot,
-    };
-    let active = Active {
-        runner,
+    let active = Active::new(core.clone(), slot);
+    let delivery = Delivery {
         entry,
         event,
+        lane: lane.id,
     };
-    let stepped = current::during(&active, || {
-        native::in_context(context.bind(py), || match input {
-            Input::Value(value) => native::send(iterator.bind(py), value),
-            Input::Error(error) => throw(iterator.bind(py), error),
+    let (Delivery { entry, event, .. }, stepped) = current::during(&active, || {
+        active.step(py, delivery, || {
+            native::in_context(context.bind(py), || match input {
+                Input::Value(value) => native::send(iterator.bind(py), value),
+                Input::Error(error) => throw(iterator.bind(py), error),
+            })
+            .and_then(|stepped| stepped)
         })
-        .and_then(|stepped| stepped)
     });
-    let Active {
-        runner: Runner { lane, .. },
-        entry,
-        event,
-    } = active;
     match stepped {
         Ok(Sent::Yielded(yielded)) => {
             let job = Job {

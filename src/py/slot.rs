@@ -10,7 +10,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
-use super::current::Runner;
+use super::current::{self, Active};
 use super::event_loop::{Home, Work};
 use super::native::{self, Coroutine, Sent};
 use super::ops::{PyLane, PyOps, block_on};
@@ -127,9 +127,15 @@ impl Slot {
 
     /// Serves ready lanes until there are none, the turn is over, or a handler suspends.
     fn serve<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
+        let this = slf.get();
+        let active = Active::new(this.home.core.clone(), this.id);
+        current::during(&active, || Self::serve_with(slf, &active))
+    }
+
+    fn serve_with<'py>(slf: &Bound<'py, Self>, active: &Active) -> PyResult<Sent<'py>> {
         let (py, this) = (slf.py(), slf.get());
         let core = &this.home.core;
-        let ring = &core.event_loop().ring;
+        let seat = core.event_loop();
         let mut machine = monotonic_ns();
         let mut now = core.clock.at(py, machine)?;
         let turn_over = machine + TURN;
@@ -138,7 +144,7 @@ impl Slot {
             if this.home.stopping.load(Ordering::Relaxed) {
                 return this.leave(py);
             }
-            let lane = match ring.pop() {
+            let lane = match seat.next(py) {
                 None => match Self::rest(slf)? {
                     Rest::Again => continue,
                     Rest::Sleep(future) => return Ok(Sent::Yielded(future)),
@@ -168,11 +174,6 @@ impl Slot {
                 }
             };
             let mut next = core.bus.take(&lane, now);
-            let mut runner = Runner {
-                core: core.clone(),
-                lane,
-                slot: this.id,
-            };
             let mut in_a_row = 0;
             while let Some(Next {
                 entry,
@@ -180,31 +181,29 @@ impl Slot {
             }) = next
             {
                 if token_wanted {
-                    next = run::with_token(py, core, &runner.lane, entry, now);
+                    next = run::with_token(py, core, &lane, entry, now);
                     continue;
                 }
                 in_a_row += 1;
                 let started = now;
-                let progress;
-                (runner, progress) = run::begin(py, runner, entry, now, &this.home.context, true);
-                match progress {
+                match run::begin(py, active, &lane, entry, now, &this.home.context, true) {
                     Progress::Ended(entry, end) => {
                         machine = monotonic_ns();
                         now = core.clock.at(py, machine)?;
                         if this.is_spent(py)? {
-                            this.finish(py, &runner.lane, entry, end, started, false, now)?;
+                            this.finish(py, &lane, entry, end, started, false, now)?;
                             return this.replace(py);
                         }
                         let proceed = machine < turn_over
-                            && (in_a_row < QUANTUM || ring.is_empty())
+                            && (in_a_row < QUANTUM || !seat.has_more(py))
                             && !this.home.stopping.load(Ordering::Relaxed);
-                        next = this.finish(py, &runner.lane, entry, end, started, proceed, now)?;
+                        next = this.finish(py, &lane, entry, end, started, proceed, now)?;
                     }
                     Progress::Suspended(job, yielded) => return Self::suspend(slf, job, yielded),
                     Progress::Awaitable(_) => unreachable!("it was stepped"),
                 }
             }
-            if machine >= turn_over && !ring.is_empty() {
+            if machine >= turn_over && seat.has_more(py) {
                 this.set(State::Serving);
                 return Ok(Sent::Yielded(py.None().into_bound(py)));
             }
@@ -257,8 +256,8 @@ impl Slot {
 
     /// Serves no more; another slot does, now or when there is something to do.
     fn pass_on(&self, py: Python<'_>) -> PyResult<()> {
-        let ring = &self.home.core.event_loop().ring;
-        if self.home.stopping.load(Ordering::Relaxed) || ring.arm() {
+        let seat = self.home.core.event_loop();
+        if self.home.stopping.load(Ordering::Relaxed) || seat.arm(py) {
             Ok(())
         } else {
             self.home.rouse(py)
@@ -269,7 +268,7 @@ impl Slot {
     fn rest<'py>(slf: &Bound<'py, Self>) -> PyResult<Rest<'py>> {
         let (py, this) = (slf.py(), slf.get());
         if lock(&this.home.idle).len() >= IDLE_SLOTS {
-            return Ok(if this.home.core.event_loop().ring.arm() {
+            return Ok(if this.home.core.event_loop().arm(py) {
                 Rest::End
             } else {
                 Rest::Again
@@ -281,7 +280,7 @@ impl Slot {
             .bind(py)
             .call_method0(intern!(py, "create_future"))?;
         block_on(&future)?;
-        if !this.home.core.event_loop().ring.arm() {
+        if !this.home.core.event_loop().arm(py) {
             return Ok(Rest::Again);
         }
         this.set(State::Idle);

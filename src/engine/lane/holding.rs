@@ -63,6 +63,12 @@ impl<O: Ops> Holding<O> {
         self.next
     }
 
+    /// Whether nothing waits for a time.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.next == NEVER
+    }
+
     /// Whether the level is held back.
     #[inline]
     pub(super) fn holds(&self, level: usize) -> bool {

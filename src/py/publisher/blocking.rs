@@ -25,7 +25,7 @@ pub fn publish_sync(
     options: &Options,
 ) -> PyResult<Receipt> {
     core.check_process(py)?;
-    let origin = current::origin();
+    let origin = current::origin(py);
     let prepared = prepare(
         py,
         core,
@@ -119,7 +119,7 @@ pub fn publish_many_sync(
     options: &Options,
 ) -> PyResult<BatchReceipt> {
     core.check_process(py)?;
-    let origin = current::origin();
+    let origin = current::origin(py);
     let prepared = prepare_all(py, core, events, options.given(), origin.as_ref())?;
     let mut batch = Batch::new(core.clone(), origin.clone(), prepared);
     loop {

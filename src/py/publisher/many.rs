@@ -287,7 +287,7 @@ pub fn publish_many<'py>(
         core,
         events: events.unbind(),
         options: Box::new(options),
-        origin: current::origin(),
+        origin: current::origin(py),
     };
     Ok(Bound::new(
         py,

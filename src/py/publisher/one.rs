@@ -382,7 +382,7 @@ pub fn publish<'py>(
         caller: Caller {
             bus: bus.clone().unbind(),
             // Asked when it is called and not when it is awaited: a handler may hand it to a task.
-            origin: current::origin().map(Box::new),
+            origin: current::origin(py).map(Box::new),
         },
     };
     let publish = Publish {
