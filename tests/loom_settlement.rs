@@ -10,6 +10,7 @@
 mod plain;
 
 use ironbus::engine::settlement::Outcome;
+use ironbus::engine::sync::Shared;
 use loom::sync::Arc;
 use loom::{model, thread};
 use plain::{Envelope, Flag, lane, told};
@@ -18,7 +19,7 @@ use plain::{Envelope, Flag, lane, told};
 fn a_waiter_is_told_once() {
     model(|| {
         let lane = lane("a", 1);
-        let event = Arc::new(Envelope::new(7, None));
+        let event = Shared::new(Envelope::new(7, None));
         assert!(event.routed(2).is_empty());
         let settlers: Vec<_> = (0..2)
             .map(|n| {
@@ -51,14 +52,14 @@ fn a_waiter_is_told_once() {
 fn a_tree_ends_once_after_parent_and_child() {
     model(|| {
         let lane = lane("a", 1);
-        let parent = Arc::new(Envelope::new(1, None));
+        let parent = Shared::new(Envelope::new(1, None));
         parent.routed(2);
         // One delivery of the parent publishes a child, another one just ends.
         let other = {
             let (parent, lane) = (parent.clone(), lane.clone());
             thread::spawn(move || plain::wake(parent.settle(&lane, Outcome::Done)))
         };
-        let child = Arc::new(Envelope::new(2, Some(&parent)));
+        let child = Shared::new(Envelope::new(2, Some(&parent)));
         child.routed(1);
         let tree = child.tree().expect("a child has a tree");
         let flag = Flag::default();
@@ -79,7 +80,7 @@ fn a_tree_ends_once_after_parent_and_child() {
 fn a_child_published_while_its_parent_settles_leaves_no_tree_open() {
     model(|| {
         let lane = lane("a", 1);
-        let parent = Arc::new(Envelope::new(1, None));
+        let parent = Shared::new(Envelope::new(1, None));
         parent.routed(1);
         let settler = {
             let (parent, lane) = (parent.clone(), lane.clone());
@@ -88,7 +89,7 @@ fn a_child_published_while_its_parent_settles_leaves_no_tree_open() {
         // A waiter who may come too late, as a receipt may be asked after the end.
         let late = Flag::default();
         let waits = parent.wait(late.waker()).is_ok();
-        let child = Arc::new(Envelope::new(2, Some(&parent)));
+        let child = Shared::new(Envelope::new(2, Some(&parent)));
         let tree = child.tree().expect("a child has a tree");
         let flag = Flag::default();
         let waited = tree.wait(flag.waker()).is_ok();

@@ -39,6 +39,42 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+/// A reference count without weak references, for what comes and goes with every event: letting go
+/// of the last is one step less, and none at all for who knows to be the last.
+#[cfg(not(loom))]
+pub use triomphe::Arc as Shared;
+
+#[cfg(loom)]
+pub use loom::sync::Arc as Shared;
+
+/// Shares a value that is made where it stays: what is made on the stack in words and read back in
+/// larger pieces waits for each of them.
+#[inline(always)]
+#[allow(unsafe_code)] // The one step from memory to value.
+pub fn share<T>(make: impl FnOnce() -> T) -> Shared<T> {
+    #[cfg(not(loom))]
+    {
+        let mut place = triomphe::UniqueArc::new_uninit();
+        place.write(make());
+        // SAFETY: it has just been written.
+        unsafe { triomphe::UniqueArc::assume_init(place) }.shareable()
+    }
+    #[cfg(loom)]
+    Shared::new(make())
+}
+
+/// Lets go; the value, if nobody else shares it.
+#[inline]
+pub fn let_go<T>(shared: Shared<T>) -> Option<T> {
+    #[cfg(not(loom))]
+    return match Shared::try_unique(shared) {
+        Ok(unique) => Some(triomphe::UniqueArc::into_inner(unique)),
+        Err(shared) => Shared::into_unique(shared).map(triomphe::UniqueArc::into_inner),
+    };
+    #[cfg(loom)]
+    Shared::try_unwrap(shared).ok()
+}
+
 /// Locks, and goes on with the data if another thread panicked while it held the
 /// lock: every critical section of the engine leaves its data consistent at each
 /// step, and a bus that answers is better than one that is poisoned for ever.

@@ -19,7 +19,7 @@ use super::stream::StreamSeat;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, Wake};
 use crate::engine::settlement::Envelope;
-use crate::engine::sync::lock;
+use crate::engine::sync::{Shared, lock};
 
 /// Python, as the engine's outside world.
 pub struct PyOps;
@@ -35,7 +35,7 @@ impl Ops for PyOps {
 }
 
 /// An event under way.
-pub type Event = Arc<Envelope<PyOps>>;
+pub type Event = Shared<Envelope<PyOps>>;
 /// The queue of a subscription.
 pub type PyLane = Arc<Lane<PyOps>>;
 

@@ -25,6 +25,7 @@ use crate::engine::gate::{Offer, Patience, Timing};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
+use crate::engine::sync::share;
 
 /// The longest time that may be set, in seconds: some thirty years.
 const LONGEST: f64 = 1e9;
@@ -148,15 +149,15 @@ pub fn prepare<'py>(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    let result = prepare_parts(py, core, event, data, options, origin, wall);
-    if result.is_err() {
-        core.bus.count_rejected();
-    }
-    result
+    prepare_and(py, core, event, data, options, origin, wall, |prepared| {
+        prepared
+    })
 }
 
+/// The same, and what comes next: most of it in registers then.
 #[inline(always)]
-fn prepare_parts<'py>(
+#[allow(clippy::too_many_arguments)] // as of `prepare`
+pub fn prepare_and<'py, R>(
     py: Python<'py>,
     core: &Core,
     event: Bound<'py, PyAny>,
@@ -164,7 +165,24 @@ fn prepare_parts<'py>(
     options: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
-) -> PyResult<Prepared> {
+    next: impl FnOnce(Prepared) -> R,
+) -> PyResult<R> {
+    prepare_parts(py, core, event, data, options, origin, wall, next)
+        .inspect_err(|_| core.bus.count_rejected())
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // as of `prepare`
+fn prepare_parts<'py, R>(
+    py: Python<'py>,
+    core: &Core,
+    event: Bound<'py, PyAny>,
+    data: Option<Bound<'py, PyAny>>,
+    options: Option<&Options>,
+    origin: Option<&Origin>,
+    wall: f64,
+    next: impl FnOnce(Prepared) -> R,
+) -> PyResult<R> {
     let (type_, data, seconds, number, given) = match event.cast_into::<PyString>() {
         Ok(type_) => {
             let data = match data {
@@ -190,24 +208,27 @@ fn prepare_parts<'py>(
     if core.settings.by_content && key.is_none() {
         key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
     }
-    let record = Record {
-        type_,
-        data,
-        seconds,
-        number,
-        given,
-        extras,
-        priority: level,
-    };
     let cause = origin.map(|origin| &*origin.cause);
-    Ok(Prepared {
-        event: Arc::new(Envelope::new(record, cause)),
+    let event = share(|| {
+        let record = Record {
+            type_,
+            data,
+            seconds,
+            number,
+            given,
+            extras,
+            priority: level,
+        };
+        Envelope::new(record, cause)
+    });
+    Ok(next(Prepared {
+        event,
         way,
         level,
         token,
         key,
         timing,
-    })
+    }))
 }
 
 /// What an event has beside type and data, which most do not.

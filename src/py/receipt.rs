@@ -17,6 +17,7 @@ use super::prepare::Prepared;
 use super::routes::Way;
 use crate::engine::gate::WaitId;
 use crate::engine::settlement::Outcome;
+use crate::engine::sync;
 
 /// The bus's answer to a publish.
 ///
@@ -98,7 +99,7 @@ impl native::Released for Receipt {
         if let Some(way) = self.way {
             way.drop_ref(py);
         }
-        if let Some(last) = Arc::into_inner(self.event) {
+        if let Some(last) = sync::let_go(self.event) {
             native::attached(py, || drop(last));
         }
     }

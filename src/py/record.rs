@@ -10,6 +10,7 @@ use super::identity::Identity;
 use super::ops::Event;
 use crate::engine::priority::Priority;
 use crate::engine::settlement::Envelope;
+use crate::engine::sync;
 
 /// When the event was made.
 pub enum Stamp {
@@ -158,7 +159,7 @@ impl Record {
 /// the thread is attached.
 #[inline]
 pub fn let_go(py: Python<'_>, event: Event) {
-    if let Some(Envelope { payload, .. }) = Arc::into_inner(event) {
+    if let Some(Envelope { payload, .. }) = sync::let_go(event) {
         payload.type_.drop_ref(py);
         payload.data.drop_ref(py);
     }

@@ -8,7 +8,7 @@ use ironbus::engine::lane::{self, Holds, LaneOptions, Letters, Order, Overflow};
 use ironbus::engine::ops::{self, Cause, Dying, NotKept, Ops, Seat as _, Wake, wake_all};
 use ironbus::engine::priority::Priority;
 use ironbus::engine::sync::{
-    Arc, Mutex,
+    Arc, Mutex, Shared,
     atomic::{AtomicUsize, Ordering},
     lock,
 };
@@ -178,8 +178,8 @@ pub fn lane(name: &str, bound: usize) -> Arc<Lane> {
     bus().make_lane(options(name, bound), (), Arc::default())
 }
 
-pub fn event(payload: u64) -> Arc<Envelope> {
-    Arc::new(Envelope::new(payload, None))
+pub fn event(payload: u64) -> Shared<Envelope> {
+    Shared::new(Envelope::new(payload, None))
 }
 
 /// Publishes without a key, from outside.

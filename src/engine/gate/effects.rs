@@ -8,11 +8,11 @@ use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, wake_all};
 use crate::engine::router::Route;
 use crate::engine::settlement::{Envelope, Outcome};
-use crate::engine::sync::Arc;
+use crate::engine::sync::{Arc, Shared};
 use crate::engine::timers::Place;
 
 /// A lane, and an event that it let go of.
-type Dropped<O> = (Arc<Lane<O>>, Arc<Envelope<O>>);
+type Dropped<O> = (Arc<Lane<O>>, Shared<Envelope<O>>);
 
 /// What is to be done once no lock is held.
 ///
@@ -55,7 +55,7 @@ impl<O: Ops> Effects<O> {
     }
 
     /// A lane has let go of an event and counted that.
-    pub(in crate::engine) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Arc<Envelope<O>>) {
+    pub(in crate::engine) fn let_go(&mut self, lane: &Arc<Lane<O>>, event: Shared<Envelope<O>>) {
         self.put_off().dropped.push((lane.clone(), event));
     }
 

@@ -31,7 +31,7 @@ use super::priority::Priority;
 use super::router::{Route, Router};
 use super::sequence::Sequencer;
 use super::settlement::Envelope;
-use super::sync::{Arc, Mutex, MutexGuard, atomic::AtomicUsize, lock};
+use super::sync::{Arc, Mutex, MutexGuard, Shared, atomic::AtomicUsize, lock};
 use super::topic::Topic;
 
 pub use self::cycle::WaitId;
@@ -56,7 +56,7 @@ pub struct Offer<'a, O: Ops> {
     /// What it is ordered by in lanes ordered by token.
     pub token: u64,
     /// The event.
-    pub event: &'a Arc<Envelope<O>>,
+    pub event: &'a Shared<Envelope<O>>,
     /// The lane whose handler publishes it, if one does.
     pub origin: Option<LaneId>,
     /// When it may be delivered, if not always.
@@ -104,7 +104,7 @@ struct Held<O: Ops> {
     at: Nanos,
     level: Priority,
     token: u64,
-    event: Arc<Envelope<O>>,
+    event: Shared<Envelope<O>>,
     timing: Option<Timing>,
 }
 
@@ -555,7 +555,7 @@ impl<O: Ops> State<O> {
         at: Nanos,
         token: u64,
         level: Priority,
-        event: &Arc<Envelope<O>>,
+        event: &Shared<Envelope<O>>,
         timing: Option<&Timing>,
         effects: &mut Effects<O>,
     ) {
@@ -588,7 +588,7 @@ impl<O: Ops> State<O> {
         }
     }
 
-    fn turn_away(lane: &Arc<Lane<O>>, event: &Arc<Envelope<O>>, effects: &mut Effects<O>) {
+    fn turn_away(lane: &Arc<Lane<O>>, event: &Shared<Envelope<O>>, effects: &mut Effects<O>) {
         lane.turn_away();
         effects.let_go(lane, event.clone());
     }

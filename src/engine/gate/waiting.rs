@@ -15,7 +15,7 @@ use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
-use crate::engine::sync::{Arc, Mutex, atomic::Ordering, lock};
+use crate::engine::sync::{Arc, Mutex, Shared, atomic::Ordering, lock};
 
 /// A place in the queue before the gate, shared with the publisher.
 pub struct Ticket<O: Ops> {
@@ -60,7 +60,7 @@ pub(super) struct Waiter<O: Ops> {
     pub(super) route: Arc<Route<O>>,
     pub(super) level: Priority,
     pub(super) token: u64,
-    pub(super) event: Arc<Envelope<O>>,
+    pub(super) event: Shared<Envelope<O>>,
     pub(super) timing: Option<Timing>,
     pub(super) claim: Option<Digest>,
     pub(super) origin: Option<LaneId>,

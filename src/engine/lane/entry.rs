@@ -6,7 +6,7 @@ use crate::engine::ledger::Tallied;
 use crate::engine::ops::{Cause, Ops};
 use crate::engine::priority::Priority;
 use crate::engine::settlement::Envelope;
-use crate::engine::sync::Arc;
+use crate::engine::sync::{Arc, Shared};
 
 /// One event in one lane.
 pub struct Entry<O: Ops> {
@@ -17,7 +17,7 @@ pub struct Entry<O: Ops> {
     /// Events with equal tokens do not overlap in a lane ordered by token.
     pub token: u64,
     /// The event.
-    pub event: Arc<Envelope<O>>,
+    pub event: Shared<Envelope<O>>,
     /// What few deliveries have.
     pub rare: Option<Box<Rare<O>>>,
     /// While it runs: the generation of the breaker's permit.
@@ -75,7 +75,7 @@ impl<O: Ops> Entry<O> {
         at: Nanos,
         token: u64,
         level: Priority,
-        event: Arc<Envelope<O>>,
+        event: Shared<Envelope<O>>,
         expires: Option<Nanos>,
     ) -> Self {
         let rare = expires.map(|expires| {

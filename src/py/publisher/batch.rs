@@ -11,7 +11,7 @@ use crate::py::core::Core;
 use crate::py::current::Origin;
 use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
-use crate::py::prepare::{Options, Prepared, prepare};
+use crate::py::prepare::{Options, Prepared, prepare_and};
 use crate::py::receipt::{BatchReceipt, Receipt};
 
 /// Validates all events of a batch; none is accepted unless all are valid.
@@ -26,15 +26,12 @@ pub(super) fn prepare_all(
     let wall = wall_at(monotonic_ns());
     for (index, item) in events.try_iter()?.enumerate() {
         let prepared = match item {
-            Ok(item) => prepare_item(py, core, &item, shared, origin, wall),
+            Ok(item) => prepare_item(py, core, &item, shared, origin, wall, &mut batch),
             Err(error) => Err(error),
         };
-        match prepared {
-            Ok(prepared) => batch.push(prepared),
-            Err(error) => {
-                batch.iter().for_each(Prepared::discard);
-                return Err(errors::at_index(py, error, index));
-            }
+        if let Err(error) = prepared {
+            batch.iter().for_each(Prepared::discard);
+            return Err(errors::at_index(py, error, index));
         }
     }
     Ok(batch)
@@ -48,7 +45,8 @@ fn prepare_item(
     shared: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
-) -> PyResult<Prepared> {
+    batch: &mut Vec<Prepared>,
+) -> PyResult<()> {
     let own;
     let (event, data, options) = match item.cast_exact::<PyTuple>() {
         Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, Some(pair.get_item(1)?), shared),
@@ -58,7 +56,9 @@ fn prepare_item(
             (parts.0, parts.1, own.as_ref().or(shared))
         }
     };
-    prepare(py, core, event, data, options, origin, wall)
+    prepare_and(py, core, event, data, options, origin, wall, |prepared| {
+        batch.push(prepared)
+    })
 }
 
 type Parts<'py> = (
