@@ -46,17 +46,28 @@ pub struct BreakerConfig {
 #[must_use = "a probe that is never reported keeps its place for ever"]
 pub struct Permit {
     generation: u64,
+    probe: bool,
 }
 
 impl Permit {
+    /// Whether the call is to find out if calls succeed again.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     /// The permit as a number, for a binding that keeps it elsewhere.
-    pub fn into_generation(self) -> u64 {
-        self.generation
+    #[inline]
+    pub fn into_number(self) -> u64 {
+        self.generation << 1 | u64::from(self.probe)
     }
 
     /// The permit that such a number stands for.
-    pub fn from_generation(generation: u64) -> Self {
-        Self { generation }
+    #[inline]
+    pub fn from_number(number: u64) -> Self {
+        Self {
+            generation: number >> 1,
+            probe: number & 1 != 0,
+        }
     }
 }
 
@@ -163,14 +174,15 @@ impl Circuit {
             }
             change = self.go(State::HalfOpen, now);
         }
-        if self.state == State::HalfOpen {
+        let probe = self.state == State::HalfOpen;
+        if probe {
             if self.probes >= self.config.half_open_max_calls {
                 return (Err(Refused { retry_at: None }), change);
             }
             self.probes += 1;
         }
         let generation = self.generation;
-        (Ok(Permit { generation }), change)
+        (Ok(Permit { generation, probe }), change)
     }
 
     /// Whether whoever asked now would be refused.

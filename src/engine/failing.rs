@@ -27,7 +27,9 @@ impl<O: Ops> Bus<O> {
             lane.report_to_breaker(permit, failed.blame(), now);
         }
         let turn = match verdict {
-            Verdict::Again(after) => lane.hold(entry, failed, after, work, proceed, now),
+            Verdict::Again { after, counted } => {
+                lane.hold(entry, failed, (after, counted), work, proceed, now)
+            }
             Verdict::Dead(cause, failure) => {
                 entry.rare().first_failure.get_or_insert(now);
                 let doom = Doom { cause, failure };

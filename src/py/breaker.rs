@@ -125,7 +125,7 @@ impl Breaker {
         let inner = self.inner()?;
         let now = inner.clock.now(py)?;
         match inner.breaker.try_acquire(now) {
-            Ok(permit) => Ok(permit.into_generation()),
+            Ok(permit) => Ok(permit.into_number()),
             Err(refused) => Err(inner.refusal(py, refused.retry_at, now)),
         }
     }
@@ -148,7 +148,7 @@ impl Breaker {
         };
         inner
             .breaker
-            .report(Permit::from_generation(permit), outcome, at);
+            .report(Permit::from_number(permit), outcome, at);
         now.map(drop)
     }
 

@@ -113,7 +113,7 @@ pub fn log(
         return;
     };
     let again = match verdict {
-        Verdict::Again(after) => Some(policy::seconds(*after)),
+        Verdict::Again { after, .. } => Some(policy::seconds(*after)),
         Verdict::Dead(..) => None,
     };
     let logged = LOG

@@ -20,7 +20,7 @@ pub struct Entry<O: Ops> {
     pub event: Shared<Envelope<O>>,
     /// What few deliveries have.
     pub rare: Option<Box<Rare<O>>>,
-    /// While it runs: the generation of the breaker's permit.
+    /// While it runs: the breaker's permit, as a number.
     permit: u64,
     /// Starts so far that count as attempts.
     pub attempt: u32,
@@ -34,6 +34,8 @@ pub struct Rare<O: Ops> {
     pub expires: Option<Nanos>,
     /// When it failed for the first time.
     pub first_failure: Option<Nanos>,
+    /// How often in a row it failed as the probe of a breaker.
+    pub(super) probes: u32,
     /// How often in a row there was no room on the bus for what its handler publishes.
     pub(in crate::engine) crowded: u32,
     /// What it is ordered by is not worked out yet, though it did not come from the queue.
@@ -57,6 +59,7 @@ impl<O: Ops> Default for Rare<O> {
         Self {
             expires: None,
             first_failure: None,
+            probes: 0,
             crowded: 0,
             unordered: false,
             delayed: false,
@@ -103,14 +106,19 @@ impl<O: Ops> Entry<O> {
 
     #[inline]
     pub(super) fn permit(&mut self, permit: Option<Permit>) {
-        self.permit = permit.map_or(NO_PERMIT, Permit::into_generation);
+        self.permit = permit.map_or(NO_PERMIT, Permit::into_number);
     }
 
     /// The breaker's permit, to be reported with how it went.
     #[inline]
     pub(in crate::engine) fn take_permit(&mut self) -> Option<Permit> {
         let permit = std::mem::replace(&mut self.permit, NO_PERMIT);
-        (permit != NO_PERMIT).then(|| Permit::from_generation(permit))
+        (permit != NO_PERMIT).then(|| Permit::from_number(permit))
+    }
+
+    /// Whether it runs in order to find out if calls succeed again.
+    pub(super) fn is_probe(&self) -> bool {
+        self.permit != NO_PERMIT && Permit::from_number(self.permit).is_probe()
     }
 
     /// Whether it is too late to start it.

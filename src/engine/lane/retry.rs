@@ -1,7 +1,7 @@
 //! What becomes of a failed run: another one, now or later, or the end.
 
 use super::consumer::PARKED;
-use super::entry::{Doom, Entry};
+use super::entry::{Doom, Entry, Rare};
 use super::holding::Kind;
 use super::line::Rank;
 use super::{Holds, Lane, Nanos, Order, Turn};
@@ -29,8 +29,13 @@ pub enum Failed<F> {
 
 /// What becomes of it.
 pub enum Verdict<F> {
-    /// Another attempt, after this long.
-    Again(Nanos),
+    /// Another run, after this long. Not `counted`: this one was no attempt.
+    Again {
+        /// How long.
+        after: Nanos,
+        /// Whether this one was an attempt.
+        counted: bool,
+    },
     /// It is the end.
     Dead(Cause, Arc<F>),
 }
@@ -43,6 +48,10 @@ const CROWDED: RetryPolicy = RetryPolicy {
     exponential_base: 2.0,
     jitter: Jitter::Factor,
 };
+
+/// So many failures in a row of one event as the probe of a breaker are no attempts of its own; then
+/// it is taken to be at fault itself.
+const PROBES: u32 = 1000;
 
 /// How long a lane whose dead letter found no room waits before it looks by itself.
 const PARKED_FOR: Nanos = 5 * SECOND;
@@ -65,11 +74,19 @@ impl<O: Ops> Lane<O> {
         failed: &Failed<O::Failure>,
         random: f64,
     ) -> Verdict<O::Failure> {
+        let again = |after| Verdict::Again {
+            after,
+            counted: false,
+        };
+        let rare = |of: fn(&Rare<O>) -> u32| entry.rare.as_deref().map_or(0, of);
+        let before = entry.attempt.saturating_sub(1);
         let (error, failure, cause) = match failed {
-            Failed::Later(after) => return Verdict::Again(*after),
-            Failed::Crowded => {
-                let crowded = entry.rare.as_ref().map_or(0, |rare| rare.crowded);
-                return Verdict::Again(CROWDED.delay(crowded + 1, random));
+            Failed::Later(after) => return again(*after),
+            Failed::Crowded => return again(CROWDED.delay(rare(|rare| rare.crowded) + 1, random)),
+            // What a probe finds out is that the breaker was right, and nothing about the event.
+            Failed::Passing(_) if entry.is_probe() && rare(|rare| rare.probes) < PROBES => {
+                let policy = self.options.retry.as_ref();
+                return again(policy.map_or(0, |policy| policy.delay(before.max(1), random)));
             }
             Failed::Rejected(error) => return Verdict::Dead(Cause::Rejected, error.clone()),
             Failed::Final(error) => (error, Failure::Final, Cause::Final),
@@ -77,11 +94,14 @@ impl<O: Ops> Lane<O> {
                 (error, Failure::Passing, Cause::Exhausted)
             }
         };
-        let mut attempts = Attempts::after(entry.attempt.saturating_sub(1));
+        let mut attempts = Attempts::after(before);
         let next = self.options.retry.as_ref();
         let next = next.map(|policy| attempts.fail(policy, failure, random));
         match next {
-            Some(Next::Retry(after)) => Verdict::Again(after),
+            Some(Next::Retry(after)) => Verdict::Again {
+                after,
+                counted: true,
+            },
             Some(Next::GiveUp) | None => Verdict::Dead(cause, error.clone()),
         }
     }
@@ -91,23 +111,21 @@ impl<O: Ops> Lane<O> {
         &self,
         mut entry: Entry<O>,
         failed: &Failed<O::Failure>,
-        after: Nanos,
+        (after, counted): (Nanos, bool),
         work: Option<Nanos>,
         proceed: bool,
         now: Nanos,
     ) -> Turn<O> {
         let keyed = matches!(self.options.order, Order::Token | Order::Computed);
         let unordered = entry.is_unordered();
+        entry.attempt -= u32::from(!counted);
         let crowded = matches!(failed, Failed::Crowded);
-        if crowded || matches!(failed, Failed::Later(_)) {
-            entry.attempt = entry.attempt.saturating_sub(1);
-        } else {
-            entry.rare().first_failure.get_or_insert(now);
-        }
-        if crowded {
-            entry.rare().crowded += 1;
-        } else if let Some(rare) = &mut entry.rare {
-            rare.crowded = 0;
+        let probe = !counted && matches!(failed, Failed::Passing(_));
+        let rare = entry.rare();
+        rare.crowded = if crowded { rare.crowded + 1 } else { 0 };
+        if !(crowded || matches!(failed, Failed::Later(_))) {
+            rare.probes = if probe { rare.probes + 1 } else { 0 };
+            rare.first_failure.get_or_insert(now);
         }
         let (kind, stays) = match self.options.holds {
             Holds::Level => (Kind::Level, true),
