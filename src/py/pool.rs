@@ -2,7 +2,7 @@
 //! work and nobody is idle, and go when there has been none for a while.
 //!
 //! A worker stays attached to the interpreter from event to event. It detaches to wait,
-//! and now and then for a moment, so that the event loop wakes up within a millisecond.
+//! and four times a millisecond for a moment, so that the event loop wakes up within one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,12 +25,14 @@ use crate::engine::sync::lock;
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long a worker stays attached at most, in nanoseconds. Handlers written in Python are made to
-/// let go by the interpreter, after the switch interval; this is for those that are not. It is
-/// longer than that interval on purpose: letting go just before a waiting thread may insist makes
-/// that thread begin its wait anew.
-const HOLD: u64 = 2 * TURN;
-/// Long enough for the thread that was waiting to be there before this one is back.
-const PAUSE: Duration = Duration::from_micros(20);
+/// let go by the interpreter, after the switch interval; this is for those that are not, and for the
+/// thread that cannot ask because it was on this one's processor.
+const HOLD: u64 = TURN / 2;
+/// Letting go takes longer than this if a thread waits and is woken, in nanoseconds.
+const WAKES: u64 = 1_000;
+/// Long enough for that thread to be there before this one is back. (Half as long again is added by
+/// the system.)
+const PAUSE: Duration = Duration::from_micros(40);
 /// Threads beyond the limit that stand in for ones that wait for the bus.
 const STAND_INS: usize = 64;
 
@@ -67,6 +69,9 @@ pub struct Crew {
     threads: Mutex<HashMap<u64, Py<PyAny>>>,
     /// Those that wait for work. Changed under the pool's lock.
     idle: AtomicUsize,
+    /// Whether one that let go is on its way back.
+    returning: Mutex<bool>,
+    returned: Condvar,
 }
 
 impl Pool {
@@ -180,6 +185,8 @@ impl Pool {
             context,
             threads: Mutex::default(),
             idle: AtomicUsize::new(0),
+            returning: Mutex::default(),
+            returned: Condvar::new(),
         });
         let hire = {
             let mut state = lock(&self.state);
@@ -240,8 +247,8 @@ impl Pool {
         result
     }
 
-    /// The next lane for a worker; none when it should go.
-    fn take(&self, py: Python<'_>, crew: &Arc<Crew>) -> Option<PyLane> {
+    /// The next lane for a worker; none when it should go. `attached` is since when it is.
+    fn take(&self, py: Python<'_>, crew: &Arc<Crew>, attached: &mut u64) -> Option<PyLane> {
         let next = |state: &mut State| match &state.crew {
             Some(current) if Arc::ptr_eq(current, crew) => Some(state.ready.pop_front()),
             _ => None,
@@ -252,7 +259,7 @@ impl Pool {
             Some(None) => {}
             None => return None,
         }
-        py.detach(|| {
+        let lane = py.detach(|| {
             let until = Instant::now() + IDLE;
             let mut state = lock(&self.state);
             crew.idle.fetch_add(1, Ordering::Relaxed);
@@ -271,12 +278,37 @@ impl Pool {
             };
             crew.idle.fetch_sub(1, Ordering::Relaxed);
             lane
-        })
+        });
+        *attached = monotonic_ns();
+        lane
     }
 
     /// Whether other lanes wait for a thread.
     fn is_busy(&self) -> bool {
         !lock(&self.state).ready.is_empty()
+    }
+}
+
+impl Crew {
+    /// Gives other threads the interpreter. One that waits for it must get it: if this thread came
+    /// back first, the other's wait would begin anew, and with it the time after which it may insist.
+    ///
+    /// One worker at a time comes back: of all that wait, a loop's thread is one of two then, and not
+    /// of as many as there are workers.
+    fn let_go(&self, py: Python<'_>) {
+        let before = monotonic_ns();
+        py.detach(|| {
+            if monotonic_ns() - before > WAKES {
+                std::thread::sleep(PAUSE);
+            } else {
+                std::thread::yield_now();
+            }
+            let returning = lock(&self.returning);
+            let free = self.returned.wait_while(returning, |returning| *returning);
+            *free.unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        });
+        *lock(&self.returning) = false;
+        self.returned.notify_one();
     }
 }
 
@@ -306,7 +338,7 @@ impl Worker {
     fn work_as(&self, py: Python<'_>, active: &Active) -> PyResult<()> {
         let core = &self.crew.core;
         let mut attached = monotonic_ns();
-        while let Some(lane) = self.pool.take(py, &self.crew) {
+        while let Some(lane) = self.pool.take(py, &self.crew, &mut attached) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
             let mut next = core.bus.take(&lane, now);
@@ -324,7 +356,7 @@ impl Worker {
                     Progress::Ended(entry, end) => {
                         let at = monotonic_ns();
                         if at - attached > HOLD {
-                            py.detach(|| std::thread::sleep(PAUSE));
+                            self.crew.let_go(py);
                             attached = monotonic_ns();
                         }
                         now = core.clock.at(py, at)?;
