@@ -92,6 +92,8 @@ mod _core {
         event_sequence::install(m.py())?;
         ordering::install(m.py())?;
         native::install_release::<receipt::Receipt>(m.py());
+        native::install_pool::<receipt::BatchReceipt>(m.py());
+        native::install_release::<receipt::BatchReceipt>(m.py());
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

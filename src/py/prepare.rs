@@ -134,8 +134,13 @@ impl Prepared {
 
     /// The event was not accepted: nobody waits for it, and its cause does not either.
     pub fn discard(&self) {
-        crate::engine::ops::wake_all(self.event.routed(0));
+        discard(&self.event);
     }
+}
+
+/// See [`Prepared::discard`].
+pub fn discard(event: &Event) {
+    crate::engine::ops::wake_all(event.routed(0));
 }
 
 /// Validates an event, or a type and its data.

@@ -14,6 +14,7 @@ use super::errors::Error;
 use super::native;
 use super::ops::{Event, FutureWaker, PyLane, Signal, Waker};
 use super::prepare::Prepared;
+use super::record;
 use super::routes::Way;
 use crate::engine::gate::WaitId;
 use crate::engine::settlement::Outcome;
@@ -50,6 +51,11 @@ impl Receipt {
             way: None,
             sequence: 0,
         }
+    }
+
+    /// Its way and its number.
+    pub fn into_answer(self) -> (Option<Py<Way>>, u64) {
+        (self.way, self.sequence)
     }
 
     fn is_over(&self, cascade: bool) -> bool {
@@ -318,13 +324,45 @@ impl Drop for Guard {
 /// The bus's answer to ``publish_many``.
 #[pyclass(frozen, module = "ironbus")]
 pub struct BatchReceipt {
-    receipts: Vec<Receipt>,
+    events: Vec<Event>,
+    answers: Vec<Answer>,
+}
+
+/// What became of a run of events.
+pub struct Answer {
+    /// The place of the first in the batch; it ends before that of the next answer.
+    pub from: usize,
+    /// Its number; the others follow without a gap. 0 for a duplicate, which is alone.
+    pub first: u64,
+    /// Where they went; None while that is not known.
+    pub way: Option<Py<Way>>,
 }
 
 impl BatchReceipt {
     /// For what was published so far.
-    pub fn new(receipts: Vec<Receipt>) -> Self {
-        Self { receipts }
+    pub fn new(events: Vec<Event>, answers: Vec<Answer>) -> Self {
+        Self { events, answers }
+    }
+}
+
+impl native::Pooled for BatchReceipt {
+    const TRACKED: bool = false;
+    const KEPT: usize = 16;
+
+    fn pool() -> &'static native::Pool {
+        static POOL: native::Pool = GilCell::new(Vec::new());
+        &POOL
+    }
+}
+
+impl native::Released for BatchReceipt {
+    fn release(self, py: Python<'_>) {
+        native::attached(py, || {
+            for event in self.events {
+                record::let_go(py, event);
+            }
+            drop(self.answers);
+        });
     }
 }
 
@@ -333,16 +371,14 @@ impl BatchReceipt {
     /// How many events were accepted.
     #[getter]
     fn accepted(&self) -> usize {
-        self.receipts
-            .iter()
-            .filter(|receipt| receipt.sequence != 0)
-            .count()
+        self.events.len() - self.duplicates()
     }
 
     /// How many were duplicates.
     #[getter]
     fn duplicates(&self) -> usize {
-        self.receipts.len() - self.accepted()
+        let answers = self.answers.iter();
+        answers.filter(|answer| answer.first == 0).count()
     }
 
     /// What the acceptance survives: "memory" is lost with the process.
@@ -355,21 +391,23 @@ impl BatchReceipt {
     #[getter]
     fn receipts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let receipts = PyList::empty(py);
-        for receipt in &self.receipts {
-            receipts.append(native::make(
-                py,
-                Receipt {
-                    event: receipt.event.clone(),
-                    way: receipt.way.as_ref().map(|way| way.clone_ref(py)),
-                    sequence: receipt.sequence,
-                },
-            )?)?;
+        for (at, answer) in self.answers.iter().enumerate() {
+            let end = self.answers.get(at + 1).map(|next| next.from);
+            let events = &self.events[answer.from..end.unwrap_or(self.events.len())];
+            for (sequence, event) in (answer.first..).zip(events) {
+                let receipt = Receipt {
+                    event: event.clone(),
+                    way: answer.way.as_ref().map(|way| way.clone_ref(py)),
+                    sequence,
+                };
+                receipts.append(native::make(py, receipt)?)?;
+            }
         }
         Ok(receipts)
     }
 
     fn __len__(&self) -> usize {
-        self.receipts.len()
+        self.events.len()
     }
 
     fn __repr__(&self) -> String {

@@ -1,64 +1,265 @@
 //! A batch of events: validated as a whole, and let in a run at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::lane_of;
+use crate::engine::digest::Digest;
+use crate::engine::gate::{Offer, Timing};
 use crate::py::clock::{monotonic_ns, wall_at};
 use crate::py::core::Core;
 use crate::py::current::Origin;
 use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
-use crate::py::prepare::{Options, Prepared, prepare_and};
-use crate::py::receipt::{BatchReceipt, Receipt};
+use crate::py::ops::Event;
+use crate::py::prepare::{Options, Prepared, discard, prepare_and};
+use crate::py::receipt::{Answer, BatchReceipt, Receipt};
+use crate::py::routes::Way;
 
-/// Validates all events of a batch; none is accepted unless all are valid.
-pub(super) fn prepare_all(
-    py: Python<'_>,
-    core: &Arc<Core>,
-    events: &Bound<'_, PyAny>,
-    shared: Option<&Options>,
-    origin: Option<&Origin>,
-) -> PyResult<Vec<Prepared>> {
-    let mut batch: Vec<Prepared> = Vec::with_capacity(events.len().unwrap_or(0));
-    let wall = wall_at(monotonic_ns());
-    for (index, item) in events.try_iter()?.enumerate() {
-        let prepared = match item {
-            Ok(item) => prepare_item(py, core, &item, shared, origin, wall, &mut batch),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = prepared {
-            batch.iter().for_each(Prepared::discard);
-            return Err(errors::at_index(py, error, index));
-        }
-    }
-    Ok(batch)
+/// An event of a batch.
+struct Item {
+    event: Event,
+    /// What plain events do not have.
+    rest: Option<Box<Rest>>,
 }
 
-#[inline(always)]
-fn prepare_item(
-    py: Python<'_>,
-    core: &Arc<Core>,
-    item: &Bound<'_, PyAny>,
-    shared: Option<&Options>,
-    origin: Option<&Origin>,
-    wall: f64,
-    batch: &mut Vec<Prepared>,
-) -> PyResult<()> {
-    let own;
-    let (event, data, options) = match item.cast_exact::<PyTuple>() {
-        Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, Some(pair.get_item(1)?), shared),
-        _ => {
-            let parts = parts_of(py, item, shared).inspect_err(|_| core.bus.count_rejected())?;
-            own = parts.2;
-            (parts.0, parts.1, own.as_ref().or(shared))
+struct Rest {
+    token: u64,
+    key: Option<Digest>,
+    timing: Option<Box<Timing>>,
+}
+
+/// Valid events on their way through the gate, and what became of those that have passed it.
+pub(super) struct Batch {
+    pub(super) core: Arc<Core>,
+    pub(super) origin: Option<Origin>,
+    items: Vec<Item>,
+    /// From which item on events go by which way.
+    ways: VecDeque<(usize, Py<Way>)>,
+    /// How many are through, and how many of them nobody has counted towards a turn of the loop.
+    through: usize,
+    pub(super) uncounted: usize,
+    answers: Vec<Answer>,
+}
+
+impl Batch {
+    /// Validates all events; none is accepted unless all are valid.
+    pub(super) fn prepare(
+        py: Python<'_>,
+        core: Arc<Core>,
+        events: &Bound<'_, PyAny>,
+        shared: Option<&Options>,
+        origin: Option<Origin>,
+    ) -> PyResult<Self> {
+        let mut batch = Self {
+            core,
+            origin,
+            items: Vec::with_capacity(events.len().unwrap_or(0)),
+            ways: VecDeque::new(),
+            through: 0,
+            uncounted: 0,
+            answers: Vec::new(),
+        };
+        let wall = wall_at(monotonic_ns());
+        for (index, item) in events.try_iter()?.enumerate() {
+            let prepared = match item {
+                Ok(item) => batch.prepare_item(py, &item, shared, wall),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = prepared {
+                batch.discard_rest();
+                return Err(errors::at_index(py, error, index));
+            }
         }
-    };
-    prepare_and(py, core, event, data, options, origin, wall, |prepared| {
-        batch.push(prepared)
-    })
+        Ok(batch)
+    }
+
+    #[inline(always)]
+    fn prepare_item(
+        &mut self,
+        py: Python<'_>,
+        item: &Bound<'_, PyAny>,
+        shared: Option<&Options>,
+        wall: f64,
+    ) -> PyResult<()> {
+        let own;
+        let (event, data, options) = match item.cast_exact::<PyTuple>() {
+            Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, Some(pair.get_item(1)?), shared),
+            _ => {
+                let parts =
+                    parts_of(py, item, shared).inspect_err(|_| self.core.bus.count_rejected())?;
+                own = parts.2;
+                (parts.0, parts.1, own.as_ref().or(shared))
+            }
+        };
+        let Self {
+            core,
+            origin,
+            items,
+            ways,
+            ..
+        } = self;
+        let origin = origin.as_ref();
+        prepare_and(py, core, event, data, options, origin, wall, |prepared| {
+            match ways.back() {
+                Some((_, last)) if last.is(&prepared.way) => prepared.way.drop_ref(py),
+                _ => ways.push_back((items.len(), prepared.way)),
+            }
+            let plain = prepared.key.is_none() && prepared.token == 0 && prepared.timing.is_none();
+            let rest = (!plain).then(|| {
+                Box::new(Rest {
+                    token: prepared.token,
+                    key: prepared.key,
+                    timing: prepared.timing,
+                })
+            });
+            items.push(Item {
+                event: prepared.event,
+                rest,
+            });
+        })
+    }
+
+    /// The way of the next item.
+    fn way(&mut self) -> Option<&Py<Way>> {
+        while self
+            .ways
+            .get(1)
+            .is_some_and(|(from, _)| *from <= self.through)
+        {
+            drop(self.ways.pop_front());
+        }
+        self.ways.front().map(|(_, way)| way)
+    }
+
+    /// Whether none is left.
+    pub(super) fn is_through(&self) -> bool {
+        self.through == self.items.len()
+    }
+
+    /// Admits events of one type without keys under one lock, as far as there is room, for
+    /// at most one turn. Whether anything is left.
+    pub(super) fn run(&mut self, py: Python<'_>, turn_over: u64) -> PyResult<bool> {
+        const RUN: usize = 256;
+        while let Some(way) = self.way() {
+            let way = way.clone_ref(py);
+            let end = self.ways.get(1).map_or(self.items.len(), |(from, _)| *from);
+            let has_no_key =
+                |item: &&Item| item.rest.as_ref().is_none_or(|rest| rest.key.is_none());
+            let items = self.items[self.through..end].iter().take(RUN);
+            let length = items.take_while(has_no_key).count();
+            if length == 0 {
+                return Ok(!self.is_through());
+            }
+            let origin = lane_of(&self.core, self.origin.as_ref());
+            let now = self.core.now(py)?;
+            let event_type = &*way.get().event_type;
+            let run = &self.items[self.through..self.through + length];
+            let offers = run.iter().map(|item| {
+                let rest = item.rest.as_deref();
+                Offer {
+                    event_type,
+                    level: item.event.payload.priority,
+                    token: rest.map_or(0, |rest| rest.token),
+                    event: &item.event,
+                    origin,
+                    timing: rest.and_then(|rest| rest.timing.as_deref()),
+                }
+            });
+            let mut rerouted = None;
+            let bus = &self.core.bus;
+            let admitted = bus.publish_run(offers, &way.get().route, &mut rerouted, now);
+            let way = match rerouted {
+                Some(route) => way.get().by(py, route)?,
+                None => way,
+            };
+            if admitted.count > 0 {
+                let way = (!admitted.held).then_some(way);
+                self.answer(admitted.first, way, admitted.count);
+                self.uncounted += admitted.count;
+            }
+            if admitted.refused || (monotonic_ns() > turn_over && !self.is_through()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Notes what became of the next items: they have these numbers, or (0) were duplicates.
+    fn answer(&mut self, first: u64, way: Option<Py<Way>>, count: usize) {
+        self.answers.push(Answer {
+            from: self.through,
+            first,
+            way,
+        });
+        self.through += count;
+    }
+
+    /// Notes what became of the item that [`next`](Self::next) gave.
+    pub(super) fn accepted(&mut self, prepared: Prepared, sequence: u64, held: bool) {
+        self.answer(sequence, (!held).then_some(prepared.way), 1);
+    }
+
+    /// The same for one that was accepted before.
+    pub(super) fn duplicate(&mut self, prepared: &Prepared) {
+        prepared.discard();
+        self.answer(0, None, 1);
+    }
+
+    /// The same, from a receipt.
+    pub(super) fn received(&mut self, receipt: Receipt) {
+        let (way, sequence) = receipt.into_answer();
+        self.answer(sequence, way, 1);
+    }
+
+    /// The next item, to be published alone; it counts as left until its answer is noted.
+    pub(super) fn next(&mut self, py: Python<'_>) -> Option<Prepared> {
+        let way = self.way()?.clone_ref(py);
+        let item = self.items.get_mut(self.through)?;
+        let event = item.event.clone();
+        let level = event.payload.priority;
+        let (token, key, timing) = match item.rest.take() {
+            Some(rest) => (rest.token, rest.key, rest.timing),
+            None => (0, None, None),
+        };
+        Some(Prepared {
+            event,
+            way,
+            level,
+            token,
+            key,
+            timing,
+        })
+    }
+
+    /// The item that [`next`](Self::next) gave came to nothing.
+    pub(super) fn gone(&mut self) {
+        self.items.remove(self.through);
+    }
+
+    /// Those that are left do not come.
+    pub(super) fn discard_rest(&mut self) {
+        for item in self.items.drain(self.through..) {
+            discard(&item.event);
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> BatchReceipt {
+        let items = std::mem::take(&mut self.items);
+        let events = items.into_iter().map(|item| item.event).collect();
+        BatchReceipt::new(events, std::mem::take(&mut self.answers))
+    }
+
+    /// An error in the middle of a batch: it tells what was accepted before.
+    pub(super) fn broken(&mut self, py: Python<'_>, error: PyErr) -> PyErr {
+        self.discard_rest();
+        let told = Bound::new(py, self.finish())
+            .and_then(|receipt| error.value(py).setattr("receipt", receipt));
+        told.err().unwrap_or(error)
+    }
 }
 
 type Parts<'py> = (
@@ -127,102 +328,4 @@ fn options_of(
         *slot = (!value.is_none()).then(|| value.unbind());
     }
     Ok(options)
-}
-
-/// A batch on its way through the gate.
-pub(super) struct Batch {
-    pub(super) core: Arc<Core>,
-    pub(super) origin: Option<Origin>,
-    pub(super) rest: std::vec::IntoIter<Prepared>,
-    pub(super) receipts: Vec<Receipt>,
-    /// Events let in that nobody has counted towards a turn of the loop.
-    pub(super) uncounted: usize,
-}
-
-impl Batch {
-    pub(super) fn new(core: Arc<Core>, origin: Option<Origin>, batch: Vec<Prepared>) -> Self {
-        let receipts = Vec::with_capacity(batch.len());
-        Self {
-            core,
-            origin,
-            rest: batch.into_iter(),
-            receipts,
-            uncounted: 0,
-        }
-    }
-
-    /// Admits events of one type without keys under one lock, as far as there is room, for
-    /// at most one turn. Whether anything is left.
-    pub(super) fn run(&mut self, py: Python<'_>, turn_over: u64) -> PyResult<bool> {
-        const RUN: usize = 256;
-        while let Some(first) = self.rest.as_slice().first() {
-            if first.key.is_some() {
-                return Ok(true);
-            }
-            let same = |other: &&Prepared| other.key.is_none() && other.way.is(&first.way);
-            let length = self
-                .rest
-                .as_slice()
-                .iter()
-                .take(RUN)
-                .take_while(same)
-                .count();
-            let lane = lane_of(&self.core, self.origin.as_ref());
-            let now = self.core.now(py)?;
-            let way = first.way.clone_ref(py);
-            let mut rerouted = None;
-            let run = &self.rest.as_slice()[..length];
-            let event_type = &*way.get().event_type;
-            let offers = run.iter().map(|prepared| crate::engine::gate::Offer {
-                event_type,
-                level: prepared.level,
-                token: prepared.token,
-                event: &prepared.event,
-                origin: lane,
-                timing: prepared.timing.as_deref(),
-            });
-            let admitted = self
-                .core
-                .bus
-                .publish_run(offers, &way.get().route, &mut rerouted, now);
-            let way = match rerouted {
-                Some(route) => Some(way.get().by(py, route)?),
-                None => None,
-            };
-            self.uncounted += admitted.count;
-            for (at, mut prepared) in self.rest.by_ref().take(admitted.count).enumerate() {
-                if let Some(way) = &way {
-                    prepared.way = way.clone_ref(py);
-                }
-                self.receipts.push(Receipt::accepted(
-                    prepared,
-                    admitted.first + at as u64,
-                    admitted.held,
-                ));
-            }
-            if admitted.refused {
-                return Ok(true);
-            }
-            if monotonic_ns() > turn_over && !self.rest.as_slice().is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    pub(super) fn discard_rest(&mut self) {
-        self.rest.by_ref().for_each(|prepared| prepared.discard());
-    }
-
-    pub(super) fn finish(&mut self) -> BatchReceipt {
-        BatchReceipt::new(std::mem::take(&mut self.receipts))
-    }
-
-    /// An error in the middle of a batch: it tells what was accepted before.
-    pub(super) fn broken(&mut self, py: Python<'_>, error: PyErr) -> PyErr {
-        self.discard_rest();
-        let told = Bound::new(py, self.finish())
-            .and_then(|receipt| error.value(py).setattr("receipt", receipt));
-        told.err().unwrap_or(error)
-    }
 }

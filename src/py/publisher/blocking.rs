@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::batch::{Batch, prepare_all};
+use super::batch::Batch;
 use super::{give_up, lane_of};
 use crate::engine::bus::Published;
 use crate::engine::gate::Patience;
@@ -120,20 +120,22 @@ pub fn publish_many_sync(
 ) -> PyResult<BatchReceipt> {
     core.check_process(py)?;
     let origin = current::origin(py);
-    let prepared = prepare_all(py, core, events, options.given(), origin.as_ref())?;
-    let mut batch = Batch::new(core.clone(), origin.clone(), prepared);
+    let mut batch = Batch::prepare(py, core.clone(), events, options.given(), origin.clone())?;
     loop {
         match batch.run(py, u64::MAX) {
             Ok(true) => {}
             Ok(false) => return Ok(batch.finish()),
             Err(error) => return Err(batch.broken(py, error)),
         }
-        let Some(prepared) = batch.rest.next() else {
+        let Some(prepared) = batch.next(py) else {
             continue;
         };
         match publish_prepared_sync(py, core, prepared, origin.as_ref()) {
-            Ok(receipt) => batch.receipts.push(receipt),
-            Err(error) => return Err(batch.broken(py, error)),
+            Ok(receipt) => batch.received(receipt),
+            Err(error) => {
+                batch.gone();
+                return Err(batch.broken(py, error));
+            }
         }
     }
 }

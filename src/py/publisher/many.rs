@@ -7,7 +7,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::batch::{Batch, prepare_all};
+use super::batch::Batch;
 use super::{Attempt, Wait, attempt, cancel, lane_of, unexpected};
 use crate::engine::sync::lock;
 use crate::py::bus::Bus;
@@ -17,7 +17,6 @@ use crate::py::current::{self, Origin};
 use crate::py::native::{self, Arguments, Coroutine, Sent};
 use crate::py::ops::block_on;
 use crate::py::prepare::{Options, Prepared};
-use crate::py::receipt::Receipt;
 
 /// The coroutine of `EventBus.publish_many`.
 #[pyclass(frozen, module = "ironbus._core", name = "publish_many")]
@@ -69,7 +68,7 @@ impl PublishMany {
                 return Ok(Sent::Yielded(py.None().into_bound(py)));
             }
             // One that has a key, or found no room: alone, as `publish` would.
-            let Some(prepared) = batch.rest.next() else {
+            let Some(prepared) = batch.next(py) else {
                 continue;
             };
             if let Some(sent) = self.single(py, &mut batch, prepared)? {
@@ -92,17 +91,18 @@ impl PublishMany {
         let now = batch.core.now(py)?;
         match attempt(py, &batch.core, &mut prepared, lane, now) {
             Ok(Attempt::Accepted { sequence, held }) => {
-                batch
-                    .receipts
-                    .push(Receipt::accepted(prepared, sequence, held));
+                batch.accepted(prepared, sequence, held);
                 Ok(None)
             }
             Ok(Attempt::Duplicate) => {
-                batch.receipts.push(Receipt::of_duplicate(prepared));
+                batch.duplicate(&prepared);
                 Ok(None)
             }
             Ok(Attempt::Wait(wait)) => Ok(Some((prepared, wait))),
-            Err(error) => Err(batch.broken(py, error)),
+            Err(error) => {
+                batch.gone();
+                Err(batch.broken(py, error))
+            }
         }
     }
 
@@ -110,6 +110,7 @@ impl PublishMany {
         match self.swap(ManyState::Over) {
             ManyState::Waiting(mut batch, prepared, wait) => {
                 cancel(py, &batch.core, &prepared, &wait);
+                batch.gone();
                 batch.discard_rest();
             }
             ManyState::Going(mut batch) => batch.discard_rest(),
@@ -135,21 +136,18 @@ impl PublishMany {
                 origin,
             } => core
                 .check_process(py)
-                .and_then(|()| {
-                    prepare_all(py, &core, events.bind(py), options.given(), origin.as_ref())
-                })
-                .and_then(|batch| this.advance(py, Batch::new(core, origin, batch))),
+                .and_then(|()| Batch::prepare(py, core, events.bind(py), options.given(), origin))
+                .and_then(|batch| this.advance(py, batch)),
             ManyState::Going(batch) => this.advance(py, batch),
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
                 Wait::Room { ticket, future } => match ticket.fate() {
                     Some(Err(refused)) => {
+                        batch.gone();
                         Err(batch.broken(py, crate::py::errors::engine(py, &refused)))
                     }
                     Some(Ok((sequence, route))) => {
                         prepared.went(py, route)?;
-                        batch
-                            .receipts
-                            .push(Receipt::accepted(prepared, sequence, false));
+                        batch.accepted(prepared, sequence, false);
                         this.advance(py, batch)
                     }
                     None => {
