@@ -15,6 +15,8 @@ mod failing;
 pub mod gate;
 pub mod idempotency;
 pub mod in_flight;
+#[cfg(not(loom))]
+pub mod journal;
 pub mod lane;
 pub mod ledger;
 pub mod metrics;

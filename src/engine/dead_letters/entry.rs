@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
+use super::limits::Limits;
 use crate::engine::priority::Priority;
 use crate::engine::store::WallSeconds;
 
@@ -144,13 +145,15 @@ impl DeadLetter {
     }
 
     /// Takes the failure of a redrive over.
-    pub(super) fn redriven(
+    pub(crate) fn redriven(
         &mut self,
-        failure: Failure,
+        mut failure: Failure,
         fingerprint: Fingerprint,
         attempts: u64,
         now: WallSeconds,
+        limits: &Limits,
     ) {
+        limits.trim(&mut failure);
         self.failure = failure;
         self.fingerprint = fingerprint;
         self.attempts = self.attempts.saturating_add(attempts);

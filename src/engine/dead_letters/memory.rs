@@ -254,18 +254,19 @@ impl DeadLetters for MemoryDeadLetters {
         &self,
         id: &str,
         holder: u64,
-        mut failure: Failure,
+        failure: Failure,
         fingerprint: Fingerprint,
         attempts: u64,
         now: WallSeconds,
     ) -> Result<bool, DeadLetterError> {
-        self.limits.trim(&mut failure);
         let mut queue = self.queue();
         let Some((_, entry)) = queue.held(id, holder) else {
             return Ok(false);
         };
         entry.lease = None;
-        entry.letter.redriven(failure, fingerprint, attempts, now);
+        entry
+            .letter
+            .redriven(failure, fingerprint, attempts, now, &self.limits);
         Ok(true)
     }
 

@@ -42,6 +42,9 @@ pub enum DeadLetterError {
         /// The entry.
         id: String,
     },
+    /// The journal that it is in writes nothing any more.
+    #[error("dead letters cannot be written: {0}")]
+    Unavailable(String),
     /// Its file.
     #[error("dead letter queue {0}")]
     Store(#[from] StoreError),

@@ -8,7 +8,6 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::entry::{DeadLetter, Failure, Fingerprint, Stored};
 use super::filter::Filter;
 use super::limits::Limits;
-use super::row;
 use super::table::{self, Looked, Outcome};
 use super::{Added, DeadLetterError, DeadLetters, Lease, Statistics};
 use crate::engine::store::{self, Options, Problem, Schema, StoreError, WallSeconds};
@@ -162,44 +161,27 @@ impl DeadLetters for SqliteDeadLetters {
     }
 
     fn succeeded(&self, id: &str, holder: u64) -> Result<bool, DeadLetterError> {
-        self.write(|table| match table::held(table, id, holder)? {
-            Some(_) => table::remove(table, id),
-            None => Ok(false),
-        })
+        self.write(|table| table::succeeded(table, id, holder))
     }
 
     fn failed(
         &self,
         id: &str,
         holder: u64,
-        mut failure: Failure,
+        failure: Failure,
         fingerprint: Fingerprint,
         attempts: u64,
         now: WallSeconds,
     ) -> Result<bool, DeadLetterError> {
-        self.limits.trim(&mut failure);
         self.write(|table| {
-            let Some(mut row) = table::held(table, id, holder)? else {
-                return Ok(false);
-            };
-            row.lease = None;
-            row.stored
-                .letter
-                .redriven(failure, fingerprint, attempts, now);
-            row::update(table, &row)?;
-            Ok(true)
+            table::failed(table, id, holder, |letter| {
+                letter.redriven(failure, fingerprint, attempts, now, &self.limits);
+            })
         })
     }
 
     fn release(&self, id: &str, holder: u64) -> Result<bool, DeadLetterError> {
-        self.write(|table| {
-            let Some(mut row) = table::held(table, id, holder)? else {
-                return Ok(false);
-            };
-            row.lease = None;
-            row::update(table, &row)?;
-            Ok(true)
-        })
+        self.write(|table| table::failed(table, id, holder, |_| {}))
     }
 
     fn expire(&self, now: WallSeconds) -> Result<u64, DeadLetterError> {

@@ -233,12 +233,31 @@ pub(crate) fn renew(connection: &Connection, lease: Lease) -> Result<u64, Proble
     Ok(held.len() as u64)
 }
 
-/// The row of this id, if it is this holder's.
-pub(crate) fn held(
+/// The entry leaves, if it is this holder's.
+pub(crate) fn succeeded(connection: &Connection, id: &str, holder: u64) -> Result<bool, Problem> {
+    match held(connection, id, holder)? {
+        Some(_) => remove(connection, id),
+        None => Ok(false),
+    }
+}
+
+/// The entry is nobody's any more, and changed, if it is this holder's.
+pub(crate) fn failed(
     connection: &Connection,
     id: &str,
     holder: u64,
-) -> Result<Option<Box<Held>>, Problem> {
+    change: impl FnOnce(&mut DeadLetter),
+) -> Result<bool, Problem> {
+    let Some(mut row) = held(connection, id, holder)? else {
+        return Ok(false);
+    };
+    row.lease = None;
+    change(&mut row.stored.letter);
+    row::update(connection, &row)?;
+    Ok(true)
+}
+
+fn held(connection: &Connection, id: &str, holder: u64) -> Result<Option<Box<Held>>, Problem> {
     Ok(match look(connection, id)? {
         Looked::Found(row) => row
             .lease

@@ -51,6 +51,18 @@ impl Checksum {
         self.short(0, [0; 8])
     }
 
+    /// With a text or a NULL.
+    #[must_use]
+    pub fn maybe_text(self, value: Option<&str>) -> Self {
+        value.map_or_else(|| self.null(), |value| self.text(value))
+    }
+
+    /// With a floating-point number or a NULL.
+    #[must_use]
+    pub fn maybe_real(self, value: Option<f64>) -> Self {
+        value.map_or_else(|| self.null(), |value| self.real(value))
+    }
+
     /// With a value as SQLite gives it.
     #[must_use]
     pub fn value(self, value: ValueRef<'_>) -> Self {

@@ -22,6 +22,9 @@ pub enum Problem {
     /// Nothing is there, and nothing is to be made.
     #[error("there is no such file")]
     Missing,
+    /// Something is there that is not to be overwritten.
+    #[error("is there already; give another path or remove it first")]
+    Exists,
     /// A new file has no place.
     #[error("its folder does not exist; create the folder first")]
     NoFolder,
@@ -96,6 +99,11 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// Whether it is one of what was asked, and not of the file or the disk.
+    pub fn is_of_the_request(&self) -> bool {
+        matches!(self, Self::TooBig | Self::Sqlite(_))
+    }
+
     /// The problem of this file.
     pub fn at(self, path: &Path) -> StoreError {
         StoreError {

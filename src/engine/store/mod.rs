@@ -4,12 +4,14 @@
 
 mod checksum;
 mod error;
+mod make;
 mod open;
 mod schema;
 
 pub use checksum::Checksum;
 pub use error::{Problem, StoreError};
-pub use open::{Options, open, open_reader};
+pub(crate) use make::beside;
+pub use open::{Options, check, open, open_reader};
 pub use schema::{DEAD_LETTERS, JOURNAL, Schema};
 
 /// Seconds since 1970, UTC, handed in by the caller; the engine reads no wall clock.

@@ -1,18 +1,15 @@
-//! Making and opening a file. A new one is made complete beside its place and linked
-//! there, so that nobody ever meets half a file, and two processes that make the same
-//! one end with one. A file that is refused is left as it was.
+//! Opening a file. One that is refused is left as it was.
 
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Problem, StoreError};
+use super::make::{beside, folder_of, make_file};
 use super::{Durability, Schema};
-use crate::engine::sync::atomic::{AtomicU64, Ordering};
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +58,20 @@ pub fn open_reader(
         Ok(connection)
     };
     open().map_err(|problem: Problem| problem.at(path))
+}
+
+/// Whether a file could be opened for writing, or made, as far as that shows without touching it.
+pub fn check(path: &Path, schema: &Schema, create: bool) -> Result<(), StoreError> {
+    let look = || match look_at_file(path) {
+        Err(Problem::Missing) if create => folder_of(path).map(drop),
+        found => {
+            if found?.permissions().readonly() {
+                return Err(Problem::ReadOnly);
+            }
+            probe(path, schema)
+        }
+    };
+    look().map_err(|problem| problem.at(path))
 }
 
 fn open_or_make(path: &Path, schema: &Schema, options: &Options) -> Result<Connection, Problem> {
@@ -174,31 +185,10 @@ fn use_wal(connection: &Connection) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Makes the file beside its place, complete and private, and links it there.
+/// Makes the file, complete.
 fn make(path: &Path, schema: &Schema) -> Result<(), Problem> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        return Err(Problem::NoFolder);
-    }
-    let draft = private_file(path)?;
-    let made = fill(&draft, schema).and_then(|()| match fs::hard_link(&draft, path) {
-        // Somebody else made it in the meantime: theirs it is.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        linked => Ok(linked?),
-    });
-    for rest in ["", "-wal", "-shm", "-journal"] {
-        match fs::remove_file(beside(&draft, rest)) {
-            Err(error) if made.is_ok() && error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error.into());
-            }
-            _ => {}
-        }
-    }
-    made?;
-    sync_folder(folder)
+    // Where somebody else made it in the meantime, theirs it is.
+    make_file(path, |draft| fill(draft, schema)).map(drop)
 }
 
 fn fill(draft: &Path, schema: &Schema) -> Result<(), Problem> {
@@ -212,41 +202,5 @@ fn fill(draft: &Path, schema: &Schema) -> Result<(), Problem> {
     schema.migrate(&mut connection)?;
     use_wal(&connection)?;
     connection.close().map_err(|(_, error)| error)?;
-    Ok(())
-}
-
-/// An empty file of a name of its own that only its owner may read.
-fn private_file(path: &Path) -> Result<PathBuf, Problem> {
-    static DRAFTS: AtomicU64 = AtomicU64::new(0);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    loop {
-        let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
-        let draft = beside(path, &format!(".new-{}-{number}", std::process::id()));
-        match options.open(&draft) {
-            // Left by a process of the same number that was killed while it made a file.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            opened => {
-                opened?;
-                return Ok(draft);
-            }
-        }
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// A new name is durable once its folder is.
-fn sync_folder(folder: &Path) -> Result<(), Problem> {
-    #[cfg(unix)]
-    fs::File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
     Ok(())
 }

@@ -1,0 +1,405 @@
+//! The journal: what a bus with a path has accepted, and what of it is settled for whom.
+//!
+//! # How it works
+//!
+//! One *writer* thread owns the [`Storage`]. Whoever has something to write hands it to the
+//! [queue](queue) in memory and goes on; the writer takes all that has come, writes it as one
+//! commit, flushes once, and tells everybody: [group commit](writer), without a pause for more to
+//! come. The commit is as durable as the strongest that was asked for in it. Under the gate, an
+//! event only gets its number and goes into the queue, so the gate is never held during I/O; when
+//! its commit is flushed, [`Observer::committed`] says so, in the order of the numbers, and only
+//! then is the event given to lanes and its publisher told.
+//!
+//! A durable lane is a window over the journal: a [`Subscription`] knows how far it was read and
+//! what of that is settled ([`cursor`]). Commits hand events over as long as the lane has room; a
+//! lane that has fallen behind is refilled by level and number. Settlements go into the next
+//! commit as one row for each level, however many they are. What holds a cursor back for long
+//! becomes a *straggler*, a row of its own, and the cursor goes on.
+//!
+//! A [`Unit`] is a settlement together with what must happen with it or not at all: a dead
+//! letter, new events, statements on the user's tables.
+//!
+//! When a flush fails, nobody knows whether its events are stored: they are
+//! [`DurabilityUnknown`](JournalError::DurabilityUnknown), and nothing more is written until the
+//! journal is opened again, which tells. Numbers are reserved in blocks before they may be given,
+//! so that none is given twice, whatever happens.
+//!
+//! The journal reads no clock and knows no lanes, handlers or payloads.
+
+pub mod cursor;
+mod error;
+mod event;
+mod faults;
+mod file;
+pub mod in_flight;
+mod letters;
+mod memory;
+mod owner;
+mod page;
+mod queue;
+mod sqlite;
+mod storage;
+mod subscription;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+
+pub use self::error::JournalError;
+pub use self::event::{Event, KeyDigest};
+pub use self::faults::Faults;
+#[cfg(feature = "faults")]
+pub use self::faults::Hook;
+pub use self::file::FileOptions;
+pub use self::letters::JournalDeadLetters;
+pub use self::memory::{MemoryReader, MemoryStorage};
+pub use self::owner::Owner;
+pub use self::queue::{Bounds, Delivery, Ticket, UnitDone};
+pub use self::sqlite::{SqliteOptions, SqliteReader, SqliteStorage};
+pub use self::storage::{
+    Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,
+    Scan, Statement, Storage, Straggler, StragglerState, SubscriptionId, SubscriptionRow, Unit,
+    Value,
+};
+pub use self::subscription::{Place, Refill, Subscription};
+
+use rusqlite::Connection;
+
+use self::queue::{Queue, Task};
+use self::writer::{BLOCK, Writer};
+use super::store::{Durability, Problem, StoreError, WallSeconds};
+use super::sync::{Mutex, lock};
+
+/// Tells the time, in seconds since 1970.
+pub type Clock = Arc<dyn Fn() -> WallSeconds + Send + Sync>;
+
+/// The subscriptions of this process.
+type Registry = Mutex<Vec<Weak<Subscription>>>;
+
+/// Told of every commit by the writer, with no lock of the journal held.
+pub trait Observer: Send + Sync {
+    /// A commit is done or has failed. The next one waits for the end of this call, and so do those
+    /// who wait for a ticket: this must not wait for the journal.
+    fn committed(&self, commit: &Commit);
+}
+
+/// What became of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The first and the last number in it, if it had events. Those of units that were refused
+    /// lie in between; their own callbacks came before this one.
+    pub sequences: Option<(u64, u64)>,
+    /// How durable it is; `None`: it failed.
+    pub durability: Option<Durability>,
+    /// Why it failed.
+    pub error: Option<JournalError>,
+}
+
+/// What the journal's parts share.
+pub(crate) struct Shared {
+    path: PathBuf,
+    queue: Queue,
+    /// The last event that was committed.
+    committed: AtomicU64,
+    /// Until it is closed.
+    reader: Mutex<Option<Box<dyn Reader>>>,
+    /// A reader of the dead letters, once somebody has asked for them.
+    letters: Mutex<Option<Connection>>,
+    clock: Clock,
+    checkpoint_error: Mutex<Option<StoreError>>,
+    ended: Mutex<Option<Result<(), JournalError>>>,
+}
+
+impl Shared {
+    /// Has damage noted and moved aside. Whoever met it reports it as well, so that nothing is
+    /// lost where nothing can be written any more.
+    fn report(&self, damage: Damage) {
+        let now = (self.clock)();
+        let task: Task = Box::new(move |storage, _| storage.quarantine(damage, now));
+        self.queue.push_task(task, Durability::Os).ok();
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError>,
+    ) -> Result<T, JournalError> {
+        match &mut *lock(&self.reader) {
+            Some(reader) => Ok(work(&mut **reader)?),
+            None => Err(JournalError::Closed),
+        }
+    }
+
+    /// Has the writer do something between others, and waits for the commit that it is in.
+    fn run<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let result = Arc::new(Mutex::new(None));
+        let slot = result.clone();
+        let task: Task = Box::new(move |storage, head| {
+            *lock(&slot) = Some(work(storage, head)?);
+            Ok(())
+        });
+        self.queue.push_task(task, durability)?.wait()?;
+        lock(&result).take().ok_or(JournalError::Closed)
+    }
+
+    /// The same for statements on tables of other modules.
+    fn sql<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&Connection) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        self.run(durability, move |storage, _| {
+            let (mut work, mut result) = (Some(work), None);
+            let ran = storage.sql(&mut |connection| {
+                if let Some(work) = work.take() {
+                    result = Some(work(connection)?);
+                }
+                Ok(())
+            })?;
+            Ok(ran.and_then(|()| result.ok_or(JournalError::Closed)))
+        })?
+    }
+}
+
+/// How a journal works.
+#[derive(Clone)]
+pub struct JournalOptions {
+    /// What may wait.
+    pub bounds: Bounds,
+    /// Handed in: the journal reads no clock by itself.
+    pub clock: Clock,
+    /// For tests.
+    pub faults: Faults,
+}
+
+/// See the module.
+pub struct Journal {
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    head: Head,
+    writer: Option<JoinHandle<()>>,
+    /// Of a journal in a file. Let go of when the writer has ended.
+    held: Option<file::Held>,
+}
+
+/// What a journal starts with.
+pub struct Start {
+    /// What keeps it.
+    pub storage: Box<dyn Storage>,
+    /// What it knows of itself.
+    pub head: Head,
+    /// Its name in errors.
+    pub path: PathBuf,
+    /// What the opening has to set right.
+    pub settlements: (Vec<CursorRow>, Vec<Change>),
+}
+
+impl Journal {
+    /// Starts the writer over a storage that was opened.
+    pub fn start(
+        start: Start,
+        options: JournalOptions,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, JournalError> {
+        let Start {
+            mut storage,
+            mut head,
+            path,
+            settlements,
+        } = start;
+        let found = head;
+        head.reserved = head.reserved.max(head.last());
+        let sequence = head.reserved;
+        head.reserved += BLOCK;
+        head.closed = false;
+        storage.begin(Durability::Fsync)?;
+        storage.settle(&settlements.0, &settlements.1)?;
+        storage.write_head(&head)?;
+        storage.commit().map_err(|error| match error {
+            CommitError::Undone(error) | CommitError::Unknown(error) => JournalError::Store(error),
+        })?;
+        let shared = Arc::new(Shared {
+            path,
+            queue: Queue::new(options.bounds, sequence, &head),
+            committed: AtomicU64::new(head.last()),
+            reader: Mutex::new(Some(storage.reader()?)),
+            letters: Mutex::default(),
+            clock: options.clock,
+            checkpoint_error: Mutex::default(),
+            ended: Mutex::default(),
+        });
+        let registry = Arc::<Registry>::default();
+        let writer = Writer {
+            storage,
+            head,
+            shared: shared.clone(),
+            registry: registry.clone(),
+            observer,
+            faults: options.faults,
+        };
+        let thread = std::thread::Builder::new()
+            .name("ironbus-journal".into())
+            .spawn(move || writer.run())
+            .map_err(|error| JournalError::Store(Problem::from(error).at(&shared.path)))?;
+        Ok(Self {
+            shared,
+            registry,
+            head: found,
+            writer: Some(thread),
+            held: None,
+        })
+    }
+
+    /// What the journal knew of itself when it was opened.
+    pub fn opened(&self) -> Head {
+        self.head
+    }
+
+    /// The number behind which the gate's numbers begin.
+    pub fn sequence(&self) -> u64 {
+        self.shared.queue.sequence()
+    }
+
+    /// The last event that was committed.
+    pub fn committed(&self) -> u64 {
+        self.shared.committed.load(Ordering::Acquire)
+    }
+
+    /// How many events may be appended now. Only the gate appends, so it stays true until it does.
+    pub fn room(&self) -> usize {
+        self.shared.queue.room()
+    }
+
+    /// Hands events in, numbered and in the order of their numbers: all or none. Does no I/O, so
+    /// the gate may be held.
+    pub fn append(
+        &self,
+        events: Vec<Event>,
+        durability: Durability,
+    ) -> Result<Ticket, JournalError> {
+        self.shared.queue.push_events(events, durability)
+    }
+
+    /// Hands in a unit and the delivery that it settles. Does no I/O. `done` is told its fate.
+    pub fn unit(
+        &self,
+        unit: Unit,
+        delivery: Option<Delivery>,
+        durability: Durability,
+        done: UnitDone,
+    ) -> Result<Ticket, JournalError> {
+        self.shared
+            .queue
+            .push_unit(unit, delivery, durability, done)
+    }
+
+    /// Makes a subscription that begins behind a number, or finds the one of this name where it
+    /// was. Waits for the disk.
+    pub fn register(
+        &self,
+        name: &str,
+        topics: &[String],
+        after: u64,
+    ) -> Result<Arc<Subscription>, JournalError> {
+        let now = (self.shared.clock)();
+        let (name, topics) = (name.to_owned(), topics.to_vec());
+        let (row, cursors) = self.run(Durability::Fsync, move |storage, _| {
+            storage.register(&name, &topics, after, now)
+        })?;
+        let subscription = Arc::new(Subscription::new(&row, cursors, self.shared.clone()));
+        let mut registry = lock(&self.registry);
+        registry.retain(|known| known.strong_count() > 0);
+        registry.push(Arc::downgrade(&subscription));
+        Ok(subscription)
+    }
+
+    /// Lets go of a subscription that nobody in this process has, with its backlog. Waits for the
+    /// disk.
+    pub fn forget(&self, name: &str) -> Result<(), JournalError> {
+        let registered = lock(&self.registry)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .any(|known| known.name() == name);
+        if registered {
+            return Err(JournalError::Registered { name: name.into() });
+        }
+        let known = self.shared.read(|reader| reader.subscriptions())?;
+        let Some((row, _)) = known.into_iter().find(|(row, _)| row.name == name) else {
+            return Err(JournalError::NoSubscription { name: name.into() });
+        };
+        self.run(Durability::Fsync, move |storage, _| storage.forget(row.id))
+    }
+
+    /// Lets go of up to `limit` events that were accepted before a time and that nobody needs; how
+    /// many. Waits for the disk.
+    pub fn retain(
+        &self,
+        accepted_before: WallSeconds,
+        limit: usize,
+    ) -> Result<usize, JournalError> {
+        let horizon = Horizon {
+            accepted_before,
+            limit,
+        };
+        self.run(Durability::Os, move |storage, head| {
+            storage.retain(horizon, head)
+        })
+    }
+
+    /// Writes all that is here, settlements too, and waits for it.
+    pub fn flush(&self, durability: Durability) -> Result<(), JournalError> {
+        self.run(durability, |_, _| Ok(()))
+    }
+
+    /// Another way to read: for one reader at a time. As long as one is open, the log stays beside
+    /// a journal that was closed.
+    pub fn reader(&self) -> Result<Box<dyn Reader>, JournalError> {
+        self.run(Durability::Os, |storage, _| storage.reader())
+    }
+
+    /// Why the last checkpoint failed, if it did: the log grows until one succeeds.
+    pub fn checkpoint_error(&self) -> Option<StoreError> {
+        lock(&self.shared.checkpoint_error).clone()
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        self.shared.run(durability, work)
+    }
+
+    /// Writes all that is here, and ends. What went wrong at the end is the error.
+    pub fn close(mut self) -> Result<(), JournalError> {
+        self.end();
+        lock(&self.shared.ended)
+            .take()
+            .unwrap_or(Err(JournalError::ReadOnly))?;
+        self.held
+            .as_ref()
+            .map_or(Ok(()), |held| held.in_flight.remove())
+    }
+
+    fn end(&mut self) {
+        self.shared.queue.close();
+        // The last to let go can be the writer itself, in what it tells of a commit.
+        if let Some(writer) = self.writer.take()
+            && writer.thread().id() != std::thread::current().id()
+        {
+            // One that panicked has told those who wait by its guard.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

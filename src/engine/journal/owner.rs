@@ -1,0 +1,134 @@
+//! One owner: an operating system's lock on a file beside the journal. It ends with its process,
+//! however that ends.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use super::error::JournalError;
+use crate::engine::store::{Problem, beside};
+
+/// The right to write to a journal. Dropped, somebody else may have it.
+#[derive(Debug)]
+pub struct Owner {
+    file: File,
+    path: PathBuf,
+}
+
+/// Only its owner may read it.
+pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+impl Owner {
+    /// Takes the journal, or says at once who has it.
+    pub fn claim(journal: &Path) -> Result<Self, JournalError> {
+        let path = beside(journal, ".lock");
+        let lost = |error: std::io::Error| JournalError::Store(Problem::from(error).at(&path));
+        loop {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let mut file = private(&mut options).open(&path).map_err(lost)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let mut text = String::new();
+                    // Where the lock keeps others from reading, the pid stays unknown.
+                    let read = file.read_to_string(&mut text);
+                    return Err(JournalError::InUse {
+                        path: journal.to_owned(),
+                        pid: read.ok().and_then(|_| text.trim().parse().ok()),
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(lost(error)),
+            }
+            // Its last owner may have taken the file away just before we locked it.
+            if !is_at(&file, &path) {
+                continue;
+            }
+            let written = file
+                .set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| writeln!(file, "{}", std::process::id()));
+            if let Err(error) = written {
+                return Err(lost(error));
+            }
+            return Ok(Self { file, path });
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // While it is locked, so that whoever has opened it notices. Where it cannot be taken
+        // away it stays, which does no harm.
+        if cfg!(unix) && is_at(&self.file, &self.path) {
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+/// Whether the file is (still) the one of this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let place = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        match (file.metadata(), std::fs::metadata(path)) {
+            (Ok(file), Ok(path)) => place(file) == place(path),
+            _ => false,
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, path);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_owner_is_told_who_the_first_is() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let journal = folder.path().join("x.bus");
+        let first = Owner::claim(&journal).expect("nobody has it");
+        let pid = cfg!(unix).then(std::process::id);
+        let second = Owner::claim(&journal).expect_err("somebody has it");
+        let path = journal.clone();
+        assert_eq!(second, JournalError::InUse { path, pid });
+        drop(first);
+        let again = Owner::claim(&journal).expect("nobody has it any more");
+        drop(again);
+        assert_eq!(
+            std::fs::read_dir(&folder).expect("a folder").count(),
+            usize::from(!cfg!(unix))
+        );
+    }
+
+    #[test]
+    fn of_many_that_come_and_go_one_at_a_time_owns() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let journal = folder.path().join("x.bus");
+        let owners = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut had = 0;
+                    while had < 50 {
+                        let Ok(_owner) = Owner::claim(&journal) else {
+                            continue;
+                        };
+                        assert_eq!(owners.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        owners.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        had += 1;
+                    }
+                });
+            }
+        });
+    }
+}

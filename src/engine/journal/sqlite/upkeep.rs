@@ -1,0 +1,247 @@
+//! What happens to the tables beside appending and settling: subscriptions come and go,
+//! old events are let go of, damage is moved aside.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::super::storage::{CursorRow, Damage, Head, Horizon, SubscriptionId, SubscriptionRow};
+use super::LEVELS;
+use super::rows::{self, EventRow};
+use crate::engine::store::{Problem, WallSeconds};
+
+pub(super) fn register(
+    connection: &Connection,
+    name: &str,
+    topics: &[String],
+    after: u64,
+    now: WallSeconds,
+) -> Result<(SubscriptionRow, Vec<CursorRow>), Problem> {
+    let known = rows::read_subscriptions(connection, Some(name))?.pop();
+    let existed = known.is_some();
+    let row = match known {
+        Some(known) => SubscriptionRow {
+            topics: topics.to_vec(),
+            seen: known.seen.max(now),
+            ..known
+        },
+        None => {
+            // Numbers are not used again: a straggler that was left behind is nobody's.
+            let id: i64 = connection.query_row(
+                "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'subscription'",
+                [],
+                |row| row.get(0),
+            )?;
+            SubscriptionRow {
+                id,
+                name: name.to_owned(),
+                topics: topics.to_vec(),
+                created: now,
+                seen: now,
+            }
+        }
+    };
+    rows::write_subscription(connection, &row)?;
+    let known = cursors(connection, row.id)?;
+    // Whoever was there before and has lost its place begins with the oldest event that is kept:
+    // to deliver again is right, to leave out is not.
+    let begin = match existed {
+        true => rows::read_head(connection)?.0.deleted_through,
+        false => after,
+    };
+    let mut cursors = Vec::new();
+    for level in LEVELS {
+        let cursor = match known.iter().find(|cursor| cursor.level == level) {
+            Some(cursor) => cursor.clone(),
+            None => {
+                if existed {
+                    note(connection, "cursor", level as i64, row.id, row.id, now)?;
+                }
+                let new = CursorRow {
+                    subscription: row.id,
+                    level,
+                    position: begin,
+                    runs: Vec::new(),
+                };
+                rows::write_cursor(connection, &new)?;
+                new
+            }
+        };
+        cursors.push(cursor);
+    }
+    Ok((row, cursors))
+}
+
+fn note(
+    connection: &Connection,
+    what: &str,
+    level: i64,
+    sequence: i64,
+    through: i64,
+    now: WallSeconds,
+) -> Result<(), Problem> {
+    connection
+        .prepare_cached("INSERT OR IGNORE INTO damage VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![what, level, sequence, through, now])?;
+    Ok(())
+}
+
+/// All subscriptions and where they are.
+pub(super) fn subscriptions(
+    connection: &Connection,
+) -> Result<Vec<(SubscriptionRow, Vec<CursorRow>)>, Problem> {
+    rows::read_subscriptions(connection, None)?
+        .into_iter()
+        .map(|row| {
+            let cursors = cursors(connection, row.id)?;
+            Ok((row, cursors))
+        })
+        .collect()
+}
+
+fn cursors(
+    connection: &Connection,
+    subscription: SubscriptionId,
+) -> Result<Vec<CursorRow>, Problem> {
+    let mut statement = connection.prepare_cached(rows::CURSORS)?;
+    let mut found = Vec::new();
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(0)? == subscription {
+            // One that is damaged is as good as gone.
+            match rows::read_cursor(row) {
+                Err(Problem::Corrupt) => {}
+                cursor => found.push(cursor?),
+            }
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn forget(connection: &Connection, subscription: SubscriptionId) -> Result<(), Problem> {
+    for table in ["straggler", "cursor"] {
+        connection.execute(
+            &format!("DELETE FROM {table} WHERE subscription = ?1"),
+            [subscription],
+        )?;
+    }
+    connection.execute("DELETE FROM subscription WHERE id = ?1", [subscription])?;
+    Ok(())
+}
+
+/// Events below all cursors, older than the horizon, that no straggler and no dead letter needs.
+pub(super) fn retain(
+    connection: &Connection,
+    horizon: Horizon,
+    head: &mut Head,
+) -> Result<usize, Problem> {
+    let settled: Option<i64> =
+        connection.query_row("SELECT min(position) FROM cursor", [], |row| row.get(0))?;
+    let old: i64 = position_at(connection, horizon.accepted_before)? as i64;
+    let through = settled.unwrap_or(i64::MAX).min(old);
+    let needless: Vec<i64> = connection
+        .prepare_cached(
+            "SELECT sequence FROM event WHERE sequence <= ?1 \
+             AND sequence NOT IN (SELECT sequence FROM straggler) \
+             AND sequence NOT IN (SELECT sequence FROM dead_letter WHERE sequence IS NOT NULL) \
+             ORDER BY sequence LIMIT ?2",
+        )?
+        .query_map(params![through, horizon.limit as i64], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let mut delete = connection.prepare_cached("DELETE FROM event WHERE sequence = ?1")?;
+    for sequence in &needless {
+        delete.execute([sequence])?;
+    }
+    let reached = match needless.last() {
+        Some(&last) if needless.len() == horizon.limit => last,
+        _ => through,
+    };
+    head.deleted_through = head.deleted_through.max(reached.max(0) as u64);
+    Ok(needless.len())
+}
+
+/// The last event that was accepted before a time. Acceptance never goes back along the numbers,
+/// so it is found by halves.
+pub(super) fn position_at(connection: &Connection, time: WallSeconds) -> Result<u64, Problem> {
+    let bound = |which| -> Result<i64, Problem> {
+        let sql = format!("SELECT coalesce({which}(sequence), 0) FROM event");
+        Ok(connection.query_row(&sql, [], |row| row.get(0))?)
+    };
+    let (mut before, mut after) = (bound("min")? - 1, bound("max")? + 1);
+    let mut at = connection.prepare_cached(
+        "SELECT sequence, accepted FROM event WHERE sequence <= ?1 ORDER BY sequence DESC LIMIT 1",
+    )?;
+    // Invariant: all up to `before` were accepted before the time, all from `after` on were not.
+    while after - before > 1 {
+        let middle = before + (after - before) / 2;
+        let found: Option<(i64, f64)> = at
+            .query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        match found {
+            Some((sequence, accepted)) if sequence > before && accepted >= time => after = sequence,
+            _ => before = middle,
+        }
+    }
+    Ok(before.max(0) as u64)
+}
+
+/// Notes damage, and moves a damaged event aside, unless it has turned out to be sound.
+pub(super) fn quarantine(
+    connection: &Connection,
+    damage: Damage,
+    now: WallSeconds,
+) -> Result<(), Problem> {
+    if let Damage::Damaged { sequence } = damage
+        && is_sound(connection, sequence)?
+    {
+        return Ok(());
+    }
+    match damage {
+        Damage::Damaged { sequence } => {
+            let sequence = sequence as i64;
+            note(connection, "damaged", -1, sequence, sequence, now)?;
+        }
+        Damage::Lost {
+            level,
+            after,
+            through,
+        } => {
+            note(
+                connection,
+                "lost",
+                level as i64,
+                after as i64,
+                through as i64,
+                now,
+            )?;
+        }
+    }
+    if let Damage::Damaged { sequence } = damage {
+        let copied = connection.execute(
+            "INSERT OR REPLACE INTO event_damaged SELECT * FROM event WHERE sequence = ?1",
+            [sequence as i64],
+        );
+        match copied.map_err(Problem::from) {
+            // Not even its columns can be told apart.
+            Err(Problem::Corrupt) => {}
+            copied => {
+                copied?;
+            }
+        }
+        connection.execute("DELETE FROM event WHERE sequence = ?1", [sequence as i64])?;
+    }
+    Ok(())
+}
+
+fn is_sound(connection: &Connection, sequence: u64) -> Result<bool, Problem> {
+    let sql = rows::select_events("sequence = ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([sequence as i64])?;
+    let read = match rows.next() {
+        Ok(Some(row)) => EventRow::read(row).map(|event| event.is_some()),
+        Ok(None) => Ok(false),
+        Err(error) => Err(error.into()),
+    };
+    match read {
+        Err(Problem::Corrupt) => Ok(false),
+        read => read,
+    }
+}

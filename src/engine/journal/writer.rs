@@ -1,0 +1,251 @@
+//! The one thread that writes. It takes what has come, writes it as one commit, and tells
+//! everybody; then it takes what has come meanwhile.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use super::error::JournalError;
+use super::faults::Faults;
+use super::queue::{Batch, Op, PendingUnit};
+use super::storage::{Change, CommitError, CursorRow, Head, Storage};
+use super::subscription::Subscription;
+use super::{Commit, Observer, Registry, Shared};
+use crate::engine::store::{Durability, StoreError};
+use crate::engine::sync::lock;
+
+/// Sequence numbers are reserved in blocks of this size, the next one when half is used up.
+pub(super) const BLOCK: u64 = 1 << 20;
+
+pub(super) struct Writer {
+    pub(super) storage: Box<dyn Storage>,
+    pub(super) head: Head,
+    pub(super) shared: Arc<Shared>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) faults: Faults,
+}
+
+/// What was taken from the subscriptions for one batch.
+type Settlements = Vec<(Arc<Subscription>, Vec<CursorRow>, Vec<Change>)>;
+
+impl Writer {
+    /// Writes until the journal is closed. Whatever ends it, nobody waits for ever.
+    pub(super) fn run(mut self) {
+        let _guard = Guard(self.shared.clone());
+        while let Some(batch) = self.shared.queue.take() {
+            self.write_batch(batch);
+            self.keep_tidy();
+        }
+        self.advance();
+        while let Some(batch) = self.shared.queue.take() {
+            self.write_batch(batch);
+        }
+        let ended = match self.shared.queue.is_broken() {
+            true => Err(JournalError::ReadOnly),
+            false => self.end().map_err(JournalError::from),
+        };
+        *lock(&self.shared.ended) = Some(ended);
+        // The writer's connection is the last one: it takes the log away.
+        *lock(&self.shared.reader) = None;
+        *lock(&self.shared.letters) = None;
+    }
+
+    /// In order: the numbers go on where they were, and one file is left.
+    fn end(&mut self) -> Result<(), StoreError> {
+        self.head.reserved = self.shared.queue.sequence();
+        self.head.closed = true;
+        self.storage.begin(Durability::Fsync)?;
+        self.storage.write_head(&self.head)?;
+        self.storage.commit().map_err(|error| match error {
+            CommitError::Undone(error) | CommitError::Unknown(error) => error,
+        })?;
+        self.storage.checkpoint()
+    }
+
+    fn write_batch(&mut self, mut batch: Batch) {
+        let mut head = self.head;
+        let mut settlements = Vec::new();
+        let mut settled = Vec::new();
+        let written = self.write(&mut batch, &mut head, &mut settlements, &mut settled);
+        let durability = batch.durability.unwrap_or(Durability::Os);
+        let outcome = match written {
+            Ok(()) => {
+                self.head = head;
+                self.shared.committed.store(head.last(), Ordering::Release);
+                Ok(durability)
+            }
+            Err(error) => {
+                for subscription in batch.dirty.drain(..) {
+                    subscription.mark_again();
+                }
+                for (subscription, rows, changes) in settlements {
+                    subscription.put_back(&rows, changes);
+                }
+                for unit in settled {
+                    unit.subscription.unsettle(unit.level, unit.sequence);
+                }
+                Err(match error {
+                    CommitError::Undone(error) => JournalError::Store(error),
+                    CommitError::Unknown(error) => JournalError::DurabilityUnknown(error),
+                })
+            }
+        };
+        let unknown = matches!(outcome, Err(JournalError::DurabilityUnknown(_)));
+        let left = unknown.then(|| self.shared.queue.fail());
+        self.shared
+            .queue
+            .done(&batch, self.head.reserved, outcome.is_err());
+        self.tell(batch, outcome);
+        if let Some(left) = left {
+            self.shared.queue.done(&left, 0, true);
+            self.tell(left, Err(JournalError::ReadOnly));
+        }
+    }
+
+    fn write(
+        &mut self,
+        batch: &mut Batch,
+        head: &mut Head,
+        settlements: &mut Settlements,
+        settled: &mut Vec<super::Delivery>,
+    ) -> Result<(), CommitError> {
+        let now = (self.shared.clock)();
+        if let Some((_, last)) = batch.sequences
+            && head.reserved - last < BLOCK / 2
+        {
+            head.reserved += BLOCK;
+            // A number that may be given is to be known to be, whatever happens.
+            batch.durability = batch.durability.max(Some(Durability::Fsync));
+        }
+        let prepared = self.prepare(batch, head, now, settled);
+        let prepared = prepared.and_then(|()| {
+            for subscription in std::mem::take(&mut batch.dirty) {
+                let (rows, changes) = subscription.take(now);
+                settlements.push((subscription, rows, changes));
+                let (_, rows, changes) = &settlements[settlements.len() - 1];
+                self.storage.settle(rows, changes)?;
+            }
+            self.step("batch.settled")?;
+            if *head != self.head {
+                self.storage.write_head(head)?;
+            }
+            self.step("batch.commit")
+        });
+        if let Err(error) = prepared {
+            return Err(match self.storage.rollback() {
+                Ok(()) => CommitError::Undone(error),
+                Err(_) => CommitError::Unknown(error),
+            });
+        }
+        self.storage.commit()?;
+        self.step("batch.committed").map_err(CommitError::Unknown)
+    }
+
+    fn prepare(
+        &mut self,
+        batch: &mut Batch,
+        head: &mut Head,
+        now: f64,
+        settled: &mut Vec<super::Delivery>,
+    ) -> Result<(), StoreError> {
+        self.step("batch.begin")?;
+        self.storage
+            .begin(batch.durability.unwrap_or(Durability::Os))?;
+        head.accepted = head.accepted.max(batch.accepted);
+        for op in &mut batch.ops {
+            match op {
+                Op::Event(event) => {
+                    let last = &mut head.last[event.level.index()];
+                    self.storage.append(event, *last)?;
+                    *last = event.sequence;
+                }
+                Op::Unit(unit) => self.run_unit(unit, head, now, &mut batch.dirty, settled)?,
+                Op::Task(_) => {
+                    // Its place keeps the others in their order.
+                    let taken = std::mem::replace(op, Op::Task(Box::new(|_, _| Ok(()))));
+                    if let Op::Task(task) = taken {
+                        task(&mut *self.storage, head)?;
+                    }
+                }
+            }
+        }
+        self.step("batch.appended")
+    }
+
+    fn run_unit(
+        &mut self,
+        pending: &mut PendingUnit,
+        head: &mut Head,
+        now: f64,
+        dirty: &mut Vec<Arc<Subscription>>,
+        settled: &mut Vec<super::Delivery>,
+    ) -> Result<(), StoreError> {
+        match self.storage.unit(&pending.unit, now, head)? {
+            Ok(()) => {
+                if let Some(delivery) = &pending.delivery {
+                    delivery
+                        .subscription
+                        .settle_with_unit(delivery.level, delivery.sequence);
+                    dirty.push(delivery.subscription.clone());
+                    settled.push(delivery.clone());
+                }
+            }
+            Err(refused) => pending.refused = Some(refused),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, mut batch: Batch, outcome: Result<Durability, JournalError>) {
+        for op in std::mem::take(&mut batch.ops) {
+            if let Op::Unit(unit) = op {
+                (unit.done)(match unit.refused {
+                    Some(refused) => Err(refused),
+                    None => outcome.clone(),
+                });
+            }
+        }
+        let commit = Commit {
+            sequences: batch.sequences,
+            durability: outcome.as_ref().ok().copied(),
+            error: outcome.clone().err(),
+        };
+        // First the lanes: whoever is told that an event is stored may ask what is pending.
+        self.observer.committed(&commit);
+        batch.fate.decide(outcome);
+    }
+
+    fn keep_tidy(&mut self) {
+        if !self.storage.wants_checkpoint() {
+            return;
+        }
+        self.advance();
+        let done = self
+            .step("checkpoint.begin")
+            .and_then(|()| self.storage.checkpoint())
+            .and_then(|()| self.step("checkpoint.end"));
+        *lock(&self.shared.checkpoint_error) = done.err();
+    }
+
+    /// Who is caught up need not look at what was committed so far.
+    fn advance(&self) {
+        let through = self.head.last();
+        for subscription in lock(&self.registry).iter().filter_map(Weak::upgrade) {
+            subscription.advance(through);
+        }
+    }
+
+    fn step(&self, name: &'static str) -> Result<(), StoreError> {
+        self.faults
+            .at(name)
+            .map_err(|problem| problem.at(&self.shared.path))
+    }
+}
+
+/// However the writer ends, what waits is told.
+struct Guard(Arc<Shared>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.0.queue.fail());
+    }
+}
