@@ -293,7 +293,9 @@ fn entry(Stored { letter, .. }: Stored) -> Entry {
 fn exception(py: Python<'_>, error: &DeadLetterError) -> PyErr {
     let class = match error {
         DeadLetterError::Full { .. } => Error::DeadLetterQueueFull,
-        DeadLetterError::Damaged { .. } | DeadLetterError::Store(_) => Error::StorageError,
+        DeadLetterError::Damaged { .. }
+        | DeadLetterError::Store(_)
+        | DeadLetterError::Unavailable(_) => Error::StorageError,
     };
     class.exception(py, "", error.to_string())
 }
