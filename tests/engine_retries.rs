@@ -13,6 +13,7 @@ use ironbus::engine::ops::Cause;
 use ironbus::engine::priority::Priority;
 use ironbus::engine::retry::{Jitter, RetryPolicy};
 use ironbus::engine::settlement::Outcome;
+use ironbus::engine::sync::Shared;
 use ironbus::engine::topic::Topic;
 use plain::{Bus, Entry, Envelope, Lane, Published, Seat, options};
 use proptest::prelude::*;
@@ -103,7 +104,7 @@ enum State {
 
 #[derive(Clone)]
 struct Item {
-    event: Arc<Envelope>,
+    event: Shared<Envelope>,
     number: u64,
     level: usize,
     token: u64,

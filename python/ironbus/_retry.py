@@ -27,7 +27,7 @@ class RetryPolicy:
     ``max_attempts``: all attempts, the first included. After the n-th failure comes a pause of
     ``initial_delay * exponential_base ** (n - 1)`` seconds, at most ``max_delay``. ``jitter``
     spreads the pauses, and never beyond ``max_delay``: :class:`RetryManager` takes between a half
-    and one and a half of each.
+    and one and a half of each, a subscription anything up to it. A subscription reads the policy once.
 
     ``retry_on``: classes of exceptions after which it is tried again, by default all.
     ``give_up_on``: classes after which it is not; they come first.

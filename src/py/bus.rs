@@ -389,6 +389,11 @@ impl Bus {
         signal.wait(py, timeout.map(super::ops::seconds))
     }
 
+    /// All dead letters, the oldest first, as plain values.
+    fn _letters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        self.core()?.bus.sink().letters(py)
+    }
+
     /// Looks after everything that is due on the bus's clock. For whoever moves that clock.
     fn _tick(slf: &Bound<'_, Self>) -> PyResult<()> {
         let core = Self::core_of(slf.as_any())?;

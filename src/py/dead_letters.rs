@@ -290,7 +290,7 @@ fn entry(Stored { letter, .. }: Stored) -> Entry {
     )
 }
 
-fn exception(py: Python<'_>, error: &DeadLetterError) -> PyErr {
+pub fn exception(py: Python<'_>, error: &DeadLetterError) -> PyErr {
     let class = match error {
         DeadLetterError::Full { .. } => Error::DeadLetterQueueFull,
         DeadLetterError::Damaged { .. }

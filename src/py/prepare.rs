@@ -56,6 +56,8 @@ impl Options {
             &self.key,
             &self.idempotency_key,
             &self.headers,
+            &self.delay,
+            &self.expires_in,
         ];
         all.into_iter().any(Option::is_some).then_some(self)
     }

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyString;
+use pyo3::types::{PyDict, PyList, PyString};
 
 use super::clock::{Clock, monotonic_ns, wall_at};
+use super::dead_letters;
 use super::identity::Identity;
 use super::ops::PyOps;
 use super::record::{Record, Stamp};
-use super::walk;
 use crate::engine::clock::Nanos;
 use crate::engine::dead_letters::{
-    DeadEvent, DeadLetter, DeadLetters, Failure, Fingerprint, Limits, MemoryDeadLetters,
+    DeadEvent, DeadLetter, DeadLetters, Failure, Filter, Fingerprint, Limits, MemoryDeadLetters,
+    Stored,
 };
 use crate::engine::ops::{Cause, Dying, NotKept, Sink};
 use crate::engine::store::WallSeconds;
@@ -71,7 +72,49 @@ impl Sink<PyOps> for LetterSink {
     }
 }
 
+/// What a letter says, as plain values.
+fn plain<'py>(py: Python<'py>, stored: &Stored) -> PyResult<Bound<'py, PyDict>> {
+    let (letter, event) = (&stored.letter, &stored.letter.event);
+    let plain = PyDict::new(py);
+    plain.set_item("id", &letter.id)?;
+    plain.set_item("event_type", &event.event_type)?;
+    plain.set_item("data", &event.data)?;
+    plain.set_item("event_id", &event.event_id)?;
+    plain.set_item("timestamp", event.timestamp)?;
+    plain.set_item("source", &event.source)?;
+    plain.set_item("sequence", event.sequence)?;
+    plain.set_item("priority", event.priority as u8)?;
+    plain.set_item("key", &event.key)?;
+    plain.set_item("headers", &event.headers)?;
+    plain.set_item("idempotency_key", &event.idempotency_key)?;
+    plain.set_item("correlation_id", &event.correlation_id)?;
+    plain.set_item("causation_id", &event.causation_id)?;
+    plain.set_item("subscription", &letter.subscription)?;
+    plain.set_item("handler", &letter.handler)?;
+    plain.set_item("exception_type", &letter.failure.exception_type)?;
+    plain.set_item("message", &letter.failure.message)?;
+    plain.set_item("traceback", &letter.failure.traceback)?;
+    plain.set_item("attempts", letter.attempts)?;
+    plain.set_item("first_failure", letter.first_failure)?;
+    plain.set_item("last_failure", letter.last_failure)?;
+    plain.set_item("fingerprint", letter.fingerprint.to_string())?;
+    plain.set_item("in_process_only", letter.redrivable_in_process_only)?;
+    Ok(plain)
+}
+
 impl LetterSink {
+    /// All letters, the oldest first.
+    pub fn letters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let stored = py
+            .detach(|| self.store.page(&Filter::default(), 0, usize::MAX))
+            .map_err(|error| dead_letters::exception(py, &error))?;
+        let letters = PyList::empty(py);
+        for stored in &stored {
+            letters.append(plain(py, stored)?)?;
+        }
+        Ok(letters)
+    }
+
     fn letter(
         &self,
         py: Python<'_>,
@@ -117,7 +160,7 @@ impl LetterSink {
 /// The texts of an exception, and the place where it was raised.
 fn describe(py: Python<'_>, error: &PyErr) -> PyResult<(Failure, String)> {
     static DESCRIBE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let describe = DESCRIBE.import(py, "ironbus._letters", "describe")?;
+    let describe = DESCRIBE.import(py, "ironbus._failures", "describe")?;
     let (exception_type, message, traceback, place) =
         describe.call1((error.value(py),))?.extract()?;
     let failure = Failure {
@@ -135,22 +178,17 @@ fn describe_event(
     sequence: u64,
     now: WallSeconds,
 ) -> PyResult<(DeadEvent, bool)> {
-    let mut data = Vec::new();
-    let encoded = walk::write_json(py, record.data.bind(py), &mut data).is_ok();
-    let data = if encoded {
-        String::from_utf8_lossy(&data).into_owned()
-    } else {
-        shown(py, record.data.bind(py))?
-    };
+    static ENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let encode = ENCODE.import(py, "ironbus._failures", "encode")?;
+    let (data, encoded): (String, bool) = encode.call1((&record.data,))?.extract()?;
     let extras = record.extras.as_deref();
     let string = |of: Option<&Py<PyString>>| of.map(|text| self::text(text.bind(py))).transpose();
     let identity = |of: Option<&Identity>| of.map(|id| text(&id.to_object(py))).transpose();
     let headers = match extras.and_then(|extras| extras.headers.as_ref()) {
         Some(headers) => {
-            let mut json = Vec::new();
-            let copy = py.get_type::<pyo3::types::PyDict>().call1((headers,))?;
-            walk::write_json(py, &copy, &mut json)?;
-            Some(String::from_utf8_lossy(&json).into_owned())
+            let plain = py.get_type::<PyDict>().call1((headers,))?;
+            let (json, _): (String, bool) = encode.call1((plain,))?.extract()?;
+            Some(json)
         }
         None => None,
     };
@@ -181,12 +219,6 @@ fn describe_event(
 /// Text of any object that has some; a lone surrogate, which UTF-8 has no place for, is escaped.
 fn text(object: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(object.str()?.to_string_lossy().into_owned())
-}
-
-fn shown(py: Python<'_>, object: &Bound<'_, PyAny>) -> PyResult<String> {
-    static SHOW: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let show = SHOW.import(py, "ironbus._letters", "show")?;
-    text(&show.call1((object,))?)
 }
 
 fn qualified_name(py: Python<'_>, handler: &Py<PyAny>) -> PyResult<String> {

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use pyo3::intern;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
+use pyo3::{PyTraverseError, intern};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
@@ -533,6 +534,12 @@ impl Slot {
     #[getter]
     fn cr_running(&self) -> bool {
         matches!(*lock(&self.state), State::Away)
+    }
+
+    // The task that has ended still refers to its coroutine, and that to it. There is no `__clear__`:
+    // the task has one.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(self.task.get())
     }
 
     /// The task is being cancelled.
