@@ -14,7 +14,7 @@ use super::clock::{Clock, monotonic_ns};
 use super::core::{Core, Settings};
 use super::current;
 use super::errors::Error;
-use super::native::AsyncMethods;
+use super::native::{self, AsyncMethods};
 use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
 use super::policy::{Policy, seconds};
 use super::prepare::Options;
@@ -242,20 +242,21 @@ impl Bus {
     /// blocks and raises ``QueueFull`` instead.
     #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None, delay=None, expires_in=None))]
     #[allow(clippy::too_many_arguments)]
-    fn publish_sync(
-        slf: &Bound<'_, Self>,
-        event: &Bound<'_, PyAny>,
-        data: Option<&Bound<'_, PyAny>>,
+    fn publish_sync<'py>(
+        slf: &Bound<'py, Self>,
+        event: &Bound<'py, PyAny>,
+        data: Option<&Bound<'py, PyAny>>,
         priority: Option<Py<PyAny>>,
         key: Option<Py<PyAny>>,
         idempotency_key: Option<Py<PyAny>>,
         headers: Option<Py<PyAny>>,
         delay: Option<Py<PyAny>>,
         expires_in: Option<Py<PyAny>>,
-    ) -> PyResult<Receipt> {
-        let core = Self::core_of(slf.as_any())?;
+    ) -> PyResult<Bound<'py, Receipt>> {
+        let py = slf.py();
         let options = options(priority, key, idempotency_key, headers, delay, expires_in);
-        publisher::publish_sync(slf.py(), &core, event, data, &options)
+        let receipt = publisher::publish_sync(py, slf.get().core()?, event, data, &options)?;
+        native::make(py, receipt)
     }
 
     #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None, delay=None, expires_in=None))]
