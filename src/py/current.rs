@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 
 use super::cell::GilCell;
 use super::core::Core;
+use super::native::Ambient;
 use super::ops::{Event, PyOps};
 use crate::engine::lane::{Entry, LaneId};
 
@@ -19,6 +20,8 @@ pub struct Active {
     pub core: Arc<Core>,
     /// The slot; 0 for a thread.
     pub slot: u64,
+    /// What its handlers run in, where they may share it.
+    pub context: Ambient,
     delivery: GilCell<Option<Delivery>>,
 }
 
@@ -38,6 +41,7 @@ impl Active {
         Self {
             core,
             slot,
+            context: Ambient::default(),
             delivery: GilCell::new(None),
         }
     }
@@ -62,8 +66,8 @@ scoped_tls::scoped_thread_local!(static ACTIVE: Active);
 /// Runs `body`, in which the executor steps handlers. What they say to other threads or later,
 /// nobody hears.
 #[inline(always)]
-pub fn during<R>(active: &Active, body: impl FnOnce() -> R) -> R {
-    ACTIVE.set(active, body)
+pub fn during<R>(py: Python<'_>, active: &Active, body: impl FnOnce() -> R) -> R {
+    ACTIVE.set(active, || active.context.within(py, body))
 }
 
 /// Where a publish comes from.

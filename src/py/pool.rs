@@ -332,7 +332,7 @@ impl Worker {
 impl Worker {
     fn work(&self, py: Python<'_>) -> PyResult<()> {
         let active = Active::new(self.crew.core.clone(), 0);
-        current::during(&active, || self.work_as(py, &active))
+        current::during(py, &active, || self.work_as(py, &active))
     }
 
     fn work_as(&self, py: Python<'_>, active: &Active) -> PyResult<()> {

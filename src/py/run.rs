@@ -86,7 +86,7 @@ pub fn begin(
     base: &Base,
     steps: bool,
 ) -> Progress {
-    let (event, context) = match prepare(py, lane, &entry, now, base) {
+    let (event, own) = match prepare(py, active, lane, &entry, now, base) {
         Ok(prepared) => prepared,
         Err(error) => {
             let end = end(py, lane, error, false);
@@ -100,8 +100,11 @@ pub fn begin(
         lane: lane.id,
     };
     let (Delivery { entry, event, .. }, called) = active.step(py, delivery, || {
-        let called = native::in_context(&context, || call(py, lane, &argument, steps));
-        called.and_then(|called| called)
+        let call = || call(py, lane, &argument, steps);
+        match &own {
+            None => call(),
+            Some(context) => native::in_context(context, call).and_then(|called| called),
+        }
     });
     drop(argument);
     let (iterator, yielded) = match called {
@@ -109,14 +112,19 @@ pub fn begin(
         Ok(Called::Awaitable(iterator)) => (iterator, None),
         ended => {
             Event::recycle(py, event);
-            if !lane.handler.publisher_context {
-                base.done(context);
-            }
             let end = match ended {
                 Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
                 Ok(_) => End::Outcome(Outcome::Done),
                 Err(error) => end(py, lane, error, false),
             };
+            return Progress::Ended(entry, end);
+        }
+    };
+    // It is the handler's from now on.
+    let context = match own.map_or_else(|| active.context.leave(py), |own| Ok(Some(own))) {
+        Ok(context) => context.expect("a handler runs in its own context or in the executor's"),
+        Err(error) => {
+            let end = end(py, lane, error, false);
             return Progress::Ended(entry, end);
         }
     };
@@ -136,15 +144,16 @@ pub fn begin(
     }
 }
 
-/// What a handler is given: its event and its context.
+/// What a handler is given: its event, and a context of its own unless it runs in the executor's.
 #[inline]
 fn prepare<'py>(
     py: Python<'py>,
+    active: &Active,
     lane: &PyLane,
     entry: &Entry<PyOps>,
     now: u64,
     base: &Base,
-) -> PyResult<(Py<PyAny>, Bound<'py, PyAny>)> {
+) -> PyResult<(Py<PyAny>, Option<Bound<'py, PyAny>>)> {
     let (handler, record) = (&lane.handler, &entry.event.payload);
     let deadline = handler
         .timeout
@@ -157,11 +166,15 @@ fn prepare<'py>(
         &handler.name,
         deadline,
     )?;
-    let context = match record.context().filter(|_| handler.publisher_context) {
-        Some(publishers) => native::copy_context(py, Some(publishers))?,
-        None => base.fresh(py)?,
+    let own = match record.context().filter(|_| handler.publisher_context) {
+        Some(publishers) => Some(native::copy_context(py, Some(publishers))?),
+        None if base.is_empty() => {
+            active.context.enter(py, || base.fresh(py))?;
+            None
+        }
+        None => Some(base.fresh(py)?),
     };
-    Ok((event, context))
+    Ok((event, own))
 }
 
 enum Called<'py> {
@@ -218,7 +231,7 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
         event,
         lane: lane.id,
     };
-    let (Delivery { entry, event, .. }, stepped) = current::during(&active, || {
+    let (Delivery { entry, event, .. }, stepped) = current::during(py, &active, || {
         active.step(py, delivery, || {
             native::in_context(context.bind(py), || match input {
                 Input::Value(value) => native::send(iterator.bind(py), value),

@@ -130,7 +130,7 @@ impl Slot {
     fn serve<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
         let this = slf.get();
         let active = Active::new(this.home.core.clone(), this.id);
-        current::during(&active, || Self::serve_with(slf, &active))
+        current::during(slf.py(), &active, || Self::serve_with(slf, &active))
     }
 
     fn serve_with<'py>(slf: &Bound<'py, Self>, active: &Active) -> PyResult<Sent<'py>> {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+mod ambient;
 mod async_method;
 mod pool;
 mod shortcut;
@@ -17,6 +18,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{PyClass, PyTypeInfo, ffi};
 
+pub use self::ambient::Ambient;
 pub use self::async_method::{Arguments, AsyncMethods};
 pub use self::pool::{Pool, Pooled, Released, install_pool, install_release, make};
 pub use self::shortcut::{Method, Shortcut, install_shortcut};
