@@ -53,14 +53,19 @@ impl EventSequence {
         }
     }
 
-    /// What decides the event's place, if it is as it was given out: its id, its number and its level.
+    /// What decides the event's place, if it is as it was given out and has a string for its id:
+    /// the hash of that, its number and its level.
     #[inline]
-    pub fn given_place<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyAny>, i64, Priority)> {
+    pub fn given_place(&self, py: Python<'_>) -> Option<(isize, i64, Priority)> {
         let given = self.rest.read(py, |rest| match rest {
             Rest::Given(given) => Some(*given),
             Rest::Set(_) => None,
         })?;
-        Some((self.id(py)?, given.number, given.level))
+        let hash = self.event_id.read(py, |id| {
+            let id = id.as_ref()?;
+            native::hash_of_str(id.bind(py))
+        })?;
+        Some((hash, given.number, given.level))
     }
 
     /// What decides an event's place: its id, its number and its level.
@@ -75,7 +80,6 @@ impl EventSequence {
         Ok((id, number, level))
     }
 
-    #[inline]
     fn id<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
         let id = self
             .event_id

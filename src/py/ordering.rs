@@ -59,7 +59,7 @@ impl State {
     }
 
     /// Queues the event, unless its level is full.
-    #[inline]
+    #[inline(always)]
     fn queue(&mut self, number: i64, level: Priority, queued: Queued) -> Result<(), Full> {
         let queue = &mut self.levels[level.index()];
         if queue.len() >= self.max_queue_size {
@@ -300,9 +300,9 @@ impl Shortcut for QueueEvent {
             return None;
         };
         let sequence = sequence.cast_exact::<EventSequence>().ok()?;
-        let (id, number, level) = sequence.get().given_place(py)?;
+        let (hash, number, level) = sequence.get().given_place(py)?;
         let queued = Queued {
-            id: native::hash_of_str(&id)?.cast_unsigned() as u64,
+            id: hash.cast_unsigned() as u64,
             sequence: sequence.clone().unbind(),
             event: event.clone().unbind(),
         };

@@ -179,11 +179,12 @@ pub fn next_step<'py, T: Coroutine>(slf: &Bound<'py, T>) -> PyResult<Bound<'py, 
 
 /// A panic becomes an exception: it must not unwind into the interpreter.
 fn guarded<R>(body: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-        Err(PySystemError::new_err(
-            "ironbus: a bug in the native code; please report it",
-        ))
-    })
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err(bug()))
+}
+
+/// What a panic becomes.
+fn bug() -> PyErr {
+    PySystemError::new_err("ironbus: a bug in the native code; please report it")
 }
 
 /// Has a thread raise an exception as soon as it runs Python again. False: there is no such thread.

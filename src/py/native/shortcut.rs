@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use pyo3::exceptions::PyTypeError;
@@ -11,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 use pyo3::{Borrowed, PyClass, PyTypeInfo, ffi};
 
-use super::guarded;
+use super::bug;
 
 /// The short way through one method.
 pub trait Shortcut: 'static {
@@ -74,20 +75,27 @@ unsafe extern "C" fn call<S: Shortcut>(
     // to each of which a `Bound` is a pointer; borrowed ones here, which are not dropped. The
     // descriptor has checked that `slf` is of the class.
     unsafe {
-        let py = Python::assume_attached();
         if names.is_null() && count > 0 {
-            let slf = Borrowed::from_ptr(py, slf).cast_unchecked::<S::Class>();
+            let slf = Borrowed::from_ptr(Python::assume_attached(), slf);
+            let slf = slf.cast_unchecked::<S::Class>();
             let given = std::slice::from_raw_parts(arguments.cast(), count.unsigned_abs());
-            match guarded(|| Ok(S::call(&slf, given))) {
+            // A panic must not unwind into the interpreter.
+            match catch_unwind(AssertUnwindSafe(|| S::call(&slf, given))) {
                 Ok(Some(result)) => return result.into_ptr(),
                 Ok(None) => {}
-                Err(error) => {
-                    error.restore(py);
-                    return std::ptr::null_mut();
-                }
+                Err(_) => return panicked(),
             }
         }
         let method = S::method().get().expect("remembered when installed");
         method(slf, arguments, count, names)
     }
+}
+
+/// Apart, so that ordinary calls have no place for an error on their stack.
+#[cold]
+#[inline(never)]
+unsafe fn panicked() -> *mut ffi::PyObject {
+    // SAFETY: called attached.
+    unsafe { bug().restore(Python::assume_attached()) };
+    std::ptr::null_mut()
 }
