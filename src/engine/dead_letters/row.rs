@@ -32,7 +32,7 @@ pub(super) fn read(row: &Row<'_>) -> Result<(i64, Option<Held>), Problem> {
     let position = row.get(0)?;
     let mut sum = Checksum::of("dead_letter");
     for column in 1..=COUNT {
-        sum = sum.value(row.get_ref(column)?);
+        sum.value(row.get_ref(column)?);
     }
     if row.get_ref(COUNT + 1)? != ValueRef::Integer(sum.finish()) {
         return Ok((position, None));
@@ -129,11 +129,10 @@ fn encode(letter: &DeadLetter, lease: Option<Lease>) -> [Value; COUNT + 1] {
         text(&letter.failure.traceback),
         text(&event.data),
     ];
-    let sum = values
-        .iter()
-        .fold(Checksum::of("dead_letter"), |sum, value| {
-            sum.value(value.into())
-        });
+    let mut sum = Checksum::of("dead_letter");
+    for value in &values {
+        sum.value(value.into());
+    }
     let mut row = [const { Value::Null }; COUNT + 1];
     for (place, value) in row.iter_mut().zip(values) {
         *place = value;

@@ -103,14 +103,20 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
-    fn append(&mut self, event: &Event, _previous: u64) -> Result<(), StoreError> {
-        let event = event.clone();
+    fn append(
+        &mut self,
+        events: &mut dyn Iterator<Item = &Event>,
+        head: &mut Head,
+    ) -> Result<(), StoreError> {
         self.change(|tables, undo| {
-            let sequence = event.sequence;
-            tables.insert(event);
-            undo.push(Box::new(move |tables| {
-                tables.remove(sequence);
-            }));
+            for event in events {
+                let sequence = event.sequence;
+                head.last[event.level.index()] = sequence;
+                tables.insert(event.clone());
+                undo.push(Box::new(move |tables| {
+                    tables.remove(sequence);
+                }));
+            }
         });
         Ok(())
     }
@@ -157,11 +163,7 @@ impl Storage for MemoryStorage {
                 );
             });
         }
-        for event in &unit.events {
-            let last = &mut head.last[event.level.index()];
-            self.append(event, *last)?;
-            *last = event.sequence;
-        }
+        self.append(&mut unit.events.iter(), head)?;
         Ok(Ok(()))
     }
 
@@ -262,6 +264,23 @@ impl Storage for MemoryStorage {
             }
             (row, cursors)
         }))
+    }
+
+    fn see(
+        &mut self,
+        subscriptions: &[SubscriptionId],
+        now: WallSeconds,
+    ) -> Result<(), StoreError> {
+        self.change(|tables, undo| {
+            for id in subscriptions {
+                let seen = tables.subscriptions.get(id).map(|row| SubscriptionRow {
+                    seen: row.seen.max(now),
+                    ..row.clone()
+                });
+                put(tables, undo, |tables| &mut tables.subscriptions, *id, seen);
+            }
+        });
+        Ok(())
     }
 
     fn forget(&mut self, subscription: SubscriptionId) -> Result<(), StoreError> {

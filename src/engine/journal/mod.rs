@@ -57,6 +57,7 @@ pub use self::letters::JournalDeadLetters;
 pub use self::memory::{MemoryReader, MemoryStorage};
 pub use self::owner::Owner;
 pub use self::queue::{Bounds, Delivery, Ticket, UnitDone};
+pub use self::sqlite::{Answer, Verification, backup, query, verify};
 pub use self::sqlite::{SqliteOptions, SqliteReader, SqliteStorage};
 pub use self::storage::{
     Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,
@@ -335,8 +336,27 @@ impl Journal {
         self.run(Durability::Fsync, move |storage, _| storage.forget(row.id))
     }
 
-    /// Lets go of up to `limit` events that were accepted before a time and that nobody needs; how
-    /// many. Waits for the disk.
+    /// Lets go of the subscriptions that have not been there since a time, with their backlogs; their
+    /// names. Waits for the disk.
+    pub fn forget_absent(&self, since: WallSeconds) -> Result<Vec<String>, JournalError> {
+        let here = here(&self.registry);
+        let known = self.shared.read(|reader| reader.subscriptions())?;
+        let absent: Vec<SubscriptionRow> = known
+            .into_iter()
+            .map(|(row, _)| row)
+            .filter(|row| row.seen < since && !here.contains(&row.id))
+            .collect();
+        let ids: Vec<SubscriptionId> = absent.iter().map(|row| row.id).collect();
+        if !ids.is_empty() {
+            self.run(Durability::Fsync, move |storage, _| {
+                ids.iter().try_for_each(|id| storage.forget(*id))
+            })?;
+        }
+        Ok(absent.into_iter().map(|row| row.name).collect())
+    }
+
+    /// To be called now and then: lets go of up to `limit` events that were accepted before a time
+    /// and that nobody needs, how many; and notes who is here. Waits for the disk.
     pub fn retain(
         &self,
         accepted_before: WallSeconds,
@@ -346,7 +366,9 @@ impl Journal {
             accepted_before,
             limit,
         };
+        let (here, now) = (here(&self.registry), (self.shared.clock)());
         self.run(Durability::Os, move |storage, head| {
+            storage.see(&here, now)?;
             storage.retain(horizon, head)
         })
     }
@@ -396,6 +418,13 @@ impl Journal {
             let _ = writer.join();
         }
     }
+}
+
+/// The subscriptions of this process.
+fn here(registry: &Registry) -> Vec<SubscriptionId> {
+    let registry = lock(registry);
+    let here = registry.iter().filter_map(Weak::upgrade);
+    here.map(|subscription| subscription.id()).collect()
 }
 
 impl Drop for Journal {

@@ -42,7 +42,8 @@ pub(super) struct PendingUnit {
 pub(super) enum Op {
     Event(Event),
     Unit(Box<PendingUnit>),
-    Task(Task),
+    /// Until it has run.
+    Task(Option<Task>),
 }
 
 /// What is written together.
@@ -236,7 +237,7 @@ impl Queue {
         durability: Durability,
     ) -> Result<Ticket, JournalError> {
         self.push(durability, |_, state| {
-            state.next.ops.push(Op::Task(task));
+            state.next.ops.push(Op::Task(Some(task)));
             Ok(())
         })
     }

@@ -60,7 +60,7 @@ pub struct SubscriptionRow {
     pub topics: Vec<String>,
     /// When it was made.
     pub created: WallSeconds,
-    /// When it was registered for the last time.
+    /// When it was there for the last time.
     pub seen: WallSeconds,
 }
 
@@ -183,8 +183,13 @@ pub struct Horizon {
 pub trait Storage: Send {
     /// Begins a commit of this durability.
     fn begin(&mut self, durability: Durability) -> Result<(), StoreError>;
-    /// A new event; `previous` is the one before it on its level.
-    fn append(&mut self, event: &Event, previous: u64) -> Result<(), StoreError>;
+    /// New events, in their order. `head` has the last ones of the levels, and is brought up to
+    /// date.
+    fn append(
+        &mut self,
+        events: &mut dyn Iterator<Item = &Event>,
+        head: &mut Head,
+    ) -> Result<(), StoreError>;
     /// All of a unit or nothing. The outer error is that of the whole commit. `head` has the last
     /// events of the levels, and is brought up to date.
     fn unit(
@@ -210,6 +215,9 @@ pub trait Storage: Send {
         after: u64,
         now: WallSeconds,
     ) -> Result<(SubscriptionRow, Vec<CursorRow>), StoreError>;
+    /// Notes that these subscriptions are there.
+    fn see(&mut self, subscriptions: &[SubscriptionId], now: WallSeconds)
+    -> Result<(), StoreError>;
     /// Lets go of a subscription and its stragglers.
     fn forget(&mut self, subscription: SubscriptionId) -> Result<(), StoreError>;
     /// Lets go of old events that nobody needs; how many. The head says up to which.

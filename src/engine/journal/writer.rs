@@ -54,7 +54,9 @@ impl Writer {
     fn end(&mut self) -> Result<(), StoreError> {
         self.head.reserved = self.shared.queue.sequence();
         self.head.closed = true;
+        let here = super::here(&self.registry);
         self.storage.begin(Durability::Fsync)?;
+        self.storage.see(&here, (self.shared.clock)())?;
         self.storage.write_head(&self.head)?;
         self.storage.commit().map_err(|error| match error {
             CommitError::Undone(error) | CommitError::Unknown(error) => error,
@@ -152,22 +154,28 @@ impl Writer {
         self.storage
             .begin(batch.durability.unwrap_or(Durability::Os))?;
         head.accepted = head.accepted.max(batch.accepted);
-        for op in &mut batch.ops {
-            match op {
-                Op::Event(event) => {
-                    let last = &mut head.last[event.level.index()];
-                    self.storage.append(event, *last)?;
-                    *last = event.sequence;
-                }
+        let mut at = 0;
+        while at < batch.ops.len() {
+            let events = batch.ops[at..].iter().map_while(|op| match op {
+                Op::Event(event) => Some(event),
+                _ => None,
+            });
+            let run = events.clone().count();
+            if run > 0 {
+                self.storage.append(&mut events.into_iter(), head)?;
+                at += run;
+                continue;
+            }
+            match &mut batch.ops[at] {
+                Op::Event(_) => {}
                 Op::Unit(unit) => self.run_unit(unit, head, now, &mut batch.dirty, settled)?,
-                Op::Task(_) => {
-                    // Its place keeps the others in their order.
-                    let taken = std::mem::replace(op, Op::Task(Box::new(|_, _| Ok(()))));
-                    if let Op::Task(task) = taken {
+                Op::Task(task) => {
+                    if let Some(task) = task.take() {
                         task(&mut *self.storage, head)?;
                     }
                 }
             }
+            at += 1;
         }
         self.step("batch.appended")
     }

@@ -12,60 +12,69 @@ use rusqlite::types::ValueRef;
 /// assert_eq!(sum("Ada"), sum("Ada"));
 /// assert_ne!(sum("Ada"), sum("Adb"));
 /// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Checksum(u32);
+#[derive(Clone, Debug)]
+pub struct Checksum {
+    sum: u32,
+    /// Short values are summed up together: most of a row's are short.
+    short: [u8; BUFFER],
+    length: usize,
+}
+
+const BUFFER: usize = 128;
 
 impl Checksum {
     /// Of a row of this table, no value yet.
     pub fn of(table: &str) -> Self {
-        Self(crc32c::crc32c(table.as_bytes()))
+        Self {
+            sum: crc32c::crc32c(table.as_bytes()),
+            short: [0; BUFFER],
+            length: 0,
+        }
     }
 
     /// With an integer.
-    #[must_use]
-    pub fn integer(self, value: i64) -> Self {
+    pub fn integer(&mut self, value: i64) -> &mut Self {
         self.short(1, value.to_le_bytes())
     }
 
     /// With a floating-point number.
-    #[must_use]
-    pub fn real(self, value: f64) -> Self {
+    pub fn real(&mut self, value: f64) -> &mut Self {
         self.short(2, value.to_bits().to_le_bytes())
     }
 
     /// With a text.
-    #[must_use]
-    pub fn text(self, value: &str) -> Self {
+    pub fn text(&mut self, value: &str) -> &mut Self {
         self.long(3, value.as_bytes())
     }
 
     /// With bytes.
-    #[must_use]
-    pub fn blob(self, value: &[u8]) -> Self {
+    pub fn blob(&mut self, value: &[u8]) -> &mut Self {
         self.long(4, value)
     }
 
     /// With a NULL.
-    #[must_use]
-    pub fn null(self) -> Self {
+    pub fn null(&mut self) -> &mut Self {
         self.short(0, [0; 8])
     }
 
     /// With a text or a NULL.
-    #[must_use]
-    pub fn maybe_text(self, value: Option<&str>) -> Self {
-        value.map_or_else(|| self.null(), |value| self.text(value))
+    pub fn maybe_text(&mut self, value: Option<&str>) -> &mut Self {
+        match value {
+            Some(value) => self.text(value),
+            None => self.null(),
+        }
     }
 
     /// With a floating-point number or a NULL.
-    #[must_use]
-    pub fn maybe_real(self, value: Option<f64>) -> Self {
-        value.map_or_else(|| self.null(), |value| self.real(value))
+    pub fn maybe_real(&mut self, value: Option<f64>) -> &mut Self {
+        match value {
+            Some(value) => self.real(value),
+            None => self.null(),
+        }
     }
 
     /// With a value as SQLite gives it.
-    #[must_use]
-    pub fn value(self, value: ValueRef<'_>) -> Self {
+    pub fn value(&mut self, value: ValueRef<'_>) -> &mut Self {
         match value {
             ValueRef::Null => self.null(),
             ValueRef::Integer(value) => self.integer(value),
@@ -76,19 +85,38 @@ impl Checksum {
     }
 
     /// The sum, as it is stored.
-    pub fn finish(self) -> i64 {
-        i64::from(self.0)
+    pub fn finish(&mut self) -> i64 {
+        self.sum_up();
+        i64::from(self.sum)
     }
 
-    fn short(self, tag: u8, value: [u8; 8]) -> Self {
-        let mut bytes = [tag; 9];
-        bytes[1..].copy_from_slice(&value);
-        Self(crc32c::crc32c_append(self.0, &bytes))
+    fn short(&mut self, tag: u8, value: [u8; 8]) -> &mut Self {
+        self.add(&[tag]);
+        self.add(&value);
+        self
     }
 
-    fn long(self, tag: u8, value: &[u8]) -> Self {
-        let head = self.short(tag, (value.len() as u64).to_le_bytes());
-        Self(crc32c::crc32c_append(head.0, value))
+    fn long(&mut self, tag: u8, value: &[u8]) -> &mut Self {
+        self.short(tag, (value.len() as u64).to_le_bytes());
+        self.add(value);
+        self
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() > BUFFER {
+            self.sum_up();
+            if bytes.len() > BUFFER {
+                self.sum = crc32c::crc32c_append(self.sum, bytes);
+                return;
+            }
+        }
+        self.short[self.length..self.length + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+    }
+
+    fn sum_up(&mut self) {
+        self.sum = crc32c::crc32c_append(self.sum, &self.short[..self.length]);
+        self.length = 0;
     }
 }
 
@@ -104,6 +132,24 @@ mod tests {
             let mut flipped = text.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(Checksum::of("event").blob(&flipped).finish(), sum);
+        }
+    }
+
+    #[test]
+    fn how_the_values_are_cut_does_not_count() {
+        for length in [0, 1, 100, 119, 120, 127, 128, 129, 500] {
+            let text = "x".repeat(length);
+            let mut row = Checksum::of("t");
+            row.integer(1).text(&text).integer(2).null();
+            let mut bytes = b"t".to_vec();
+            for (tag, number) in [(1, 1), (3, length as u64)] {
+                bytes.push(tag);
+                bytes.extend(u64::to_le_bytes(number));
+            }
+            bytes.extend(text.bytes());
+            bytes.extend([1, 2, 0, 0, 0, 0, 0, 0, 0]);
+            bytes.extend([0; 9]);
+            assert_eq!(row.finish(), i64::from(crc32c::crc32c(&bytes)), "{length}");
         }
     }
 
@@ -132,13 +178,15 @@ mod tests {
             .value(ValueRef::Real(0.5))
             .value(ValueRef::Text(b"x"))
             .value(ValueRef::Blob(b"y"))
-            .value(ValueRef::Null);
+            .value(ValueRef::Null)
+            .finish();
         let written = Checksum::of("t")
             .integer(-1)
             .real(0.5)
             .text("x")
             .blob(b"y")
-            .null();
-        assert_eq!(read.finish(), written.finish());
+            .null()
+            .finish();
+        assert_eq!(read, written);
     }
 }

@@ -10,7 +10,7 @@ mod schema;
 
 pub use checksum::Checksum;
 pub use error::{Problem, StoreError};
-pub(crate) use make::beside;
+pub(crate) use make::{beside, make_file};
 pub use open::{Options, check, open, open_reader};
 pub use schema::{DEAD_LETTERS, JOURNAL, Schema};
 

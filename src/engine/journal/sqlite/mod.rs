@@ -1,10 +1,12 @@
 //! The journal in a SQLite file: the storage that the writer thread owns. One transaction per
 //! commit; checkpoints happen here and nowhere else.
 
+mod copy;
 mod guard;
 mod reader;
 mod rows;
 mod upkeep;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Statement, params};
 
 use super::error::JournalError;
 use super::event::Event;
@@ -27,9 +29,11 @@ use crate::engine::store::{
     self, Checksum, Durability, Options, Problem, Schema, StoreError, WallSeconds,
 };
 
+pub use self::copy::{Answer, backup, query};
 use self::guard::Guard;
 pub use self::reader::SqliteReader;
 pub(super) use self::reader::open_to_read;
+pub use self::verify::{Verification, verify};
 
 pub(super) const SCHEMA: Schema = Schema {
     name: "journal",
@@ -179,30 +183,31 @@ impl SqliteStorage {
                 .prepare_cached("INSERT OR REPLACE INTO bookmark VALUES (?1, ?2, ?3)")?
                 .execute(params![name, value, sum])?;
         }
-        for event in &unit.events {
-            let last = &mut head.last[event.level.index()];
-            rows::insert_event(&self.connection, event, *last)?;
-            *last = event.sequence;
-        }
+        rows::insert_events(&self.connection, &mut unit.events.iter(), head)?;
         Ok(Ok(()))
     }
 
     fn run_statement(&self, sql: &str, parameters: &[Value]) -> Result<(), Problem> {
         let _guarded = self.guard.raise();
         let mut statement = self.connection.prepare(sql)?;
-        for (at, value) in parameters.iter().enumerate() {
-            match value {
-                Value::Null => statement.raw_bind_parameter(at + 1, rusqlite::types::Null)?,
-                Value::Integer(value) => statement.raw_bind_parameter(at + 1, value)?,
-                Value::Real(value) => statement.raw_bind_parameter(at + 1, value)?,
-                Value::Text(value) => statement.raw_bind_parameter(at + 1, value)?,
-                Value::Blob(value) => statement.raw_bind_parameter(at + 1, value)?,
-            }
-        }
+        bind(&mut statement, parameters)?;
         let mut rows = statement.raw_query();
         while rows.next()?.is_some() {}
         Ok(())
     }
+}
+
+fn bind(statement: &mut Statement<'_>, parameters: &[Value]) -> Result<(), Problem> {
+    for (at, value) in parameters.iter().enumerate() {
+        match value {
+            Value::Null => statement.raw_bind_parameter(at + 1, rusqlite::types::Null)?,
+            Value::Integer(value) => statement.raw_bind_parameter(at + 1, value)?,
+            Value::Real(value) => statement.raw_bind_parameter(at + 1, value)?,
+            Value::Text(value) => statement.raw_bind_parameter(at + 1, value)?,
+            Value::Blob(value) => statement.raw_bind_parameter(at + 1, value)?,
+        }
+    }
+    Ok(())
 }
 
 impl Storage for SqliteStorage {
@@ -226,8 +231,12 @@ impl Storage for SqliteStorage {
         })
     }
 
-    fn append(&mut self, event: &Event, previous: u64) -> Result<(), StoreError> {
-        rows::insert_event(&self.connection, event, previous)
+    fn append(
+        &mut self,
+        events: &mut dyn Iterator<Item = &Event>,
+        head: &mut Head,
+    ) -> Result<(), StoreError> {
+        rows::insert_events(&self.connection, events, head)
             .map_err(|problem| problem.at(&self.path))
     }
 
@@ -317,6 +326,14 @@ impl Storage for SqliteStorage {
         now: WallSeconds,
     ) -> Result<(SubscriptionRow, Vec<CursorRow>), StoreError> {
         self.at(|storage| upkeep::register(&storage.connection, name, topics, after, now))
+    }
+
+    fn see(
+        &mut self,
+        subscriptions: &[SubscriptionId],
+        now: WallSeconds,
+    ) -> Result<(), StoreError> {
+        self.at(|storage| upkeep::see(&storage.connection, subscriptions, now))
     }
 
     fn forget(&mut self, subscription: SubscriptionId) -> Result<(), StoreError> {

@@ -52,16 +52,17 @@ impl SqliteReader {
 }
 
 /// Goes over rows of events in order, and looks at each whether it is whole and follows the last.
-struct Walk<'c> {
+pub(super) struct Walk<'c> {
     connection: &'c Connection,
     range: Range,
-    seen: [u64; Priority::COUNT],
+    /// The last event of each level that was looked at.
+    pub(super) seen: [u64; Priority::COUNT],
     looked: usize,
     scan: Scan,
 }
 
 impl<'c> Walk<'c> {
-    fn new(connection: &'c Connection, range: Range) -> Self {
+    pub(super) fn new(connection: &'c Connection, range: Range) -> Self {
         Self {
             connection,
             range,
@@ -71,13 +72,14 @@ impl<'c> Walk<'c> {
         }
     }
 
-    /// Takes those that are wanted, until the limit or the budget is reached.
-    fn run(
+    /// Takes those that are wanted, until the limit or the budget is reached; and the last ones
+    /// of the levels.
+    pub(super) fn run(
         mut self,
         condition: &str,
         parameters: &[&dyn ToSql],
-        wanted: impl Fn(&EventRow<'_, '_>) -> Result<bool, Problem>,
-    ) -> Result<Scan, Problem> {
+        mut wanted: impl FnMut(&EventRow<'_, '_>) -> Result<bool, Problem>,
+    ) -> Result<(Scan, [u64; Priority::COUNT]), Problem> {
         let sql = rows::select_events(condition);
         let mut statement = self.connection.prepare_cached(&sql)?;
         let mut rows = statement.query(parameters)?;
@@ -99,7 +101,7 @@ impl<'c> Walk<'c> {
                 break;
             }
         }
-        Ok(self.scan)
+        Ok((self.scan, self.seen))
     }
 
     fn follows(&mut self, event: &EventRow<'_, '_>, sequence: u64) -> Result<(), Problem> {
@@ -152,6 +154,7 @@ impl Reader for SqliteReader {
             Walk::new(connection, range).run(condition, &bounds, |event| {
                 Ok(wanted(event.event_type()?))
             })
+            .map(|(scan, _)| scan)
         })
     }
 
@@ -165,11 +168,13 @@ impl Reader for SqliteReader {
                 range.through = range.through.min(upkeep::position_at(connection, until)?);
             }
             let bounds: [&dyn ToSql; 2] = [&(range.after as i64), &(range.through as i64)];
-            Walk::new(connection, range).run(
-                "sequence > ?1 AND sequence <= ?2 ORDER BY sequence",
-                &bounds,
-                |event| event.admitted_by(filter),
-            )
+            Walk::new(connection, range)
+                .run(
+                    "sequence > ?1 AND sequence <= ?2 ORDER BY sequence",
+                    &bounds,
+                    |event| event.admitted_by(filter),
+                )
+                .map(|(scan, _)| scan)
         })
     }
 

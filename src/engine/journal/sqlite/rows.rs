@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, Statement, ToSql, params};
 
 use super::super::cursor::Run;
 use super::super::event::{Event, KeyDigest};
@@ -23,69 +23,103 @@ pub(super) fn select_events(condition: &str) -> String {
     format!("SELECT {EVENT}, checksum FROM event WHERE {condition}")
 }
 
-/// Writes a new event.
-pub(super) fn insert_event(
+/// Writes new events, each behind the last one of its level, which it then is itself.
+pub(super) fn insert_events(
     connection: &Connection,
-    event: &Event,
-    previous: u64,
+    events: &mut dyn Iterator<Item = &Event>,
+    head: &mut Head,
 ) -> Result<(), Problem> {
-    let sum = Checksum::of("event")
-        .integer(event.sequence as i64)
-        .integer(previous as i64)
-        .integer(event.level as i64)
-        .text(&event.event_type)
-        .maybe_text(event.key.as_deref())
-        .real(event.accepted)
-        .real(event.timestamp)
-        .maybe_real(event.due)
-        .maybe_real(event.expires)
-        .maybe_text(event.event_id.as_deref())
-        .maybe_text(event.source.as_deref())
-        .maybe_text(event.headers.as_deref())
-        .maybe_text(event.idempotency_key.as_deref())
-        .value(
-            event
-                .digest
-                .as_ref()
-                .map_or(ValueRef::Null, |digest| ValueRef::Blob(digest)),
-        )
-        .maybe_text(event.correlation_id.as_deref())
-        .maybe_text(event.causation_id.as_deref())
-        .text(&event.data)
-        .finish();
-    connection
-        .prepare_cached(
-            "INSERT INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, \
-             ?15, ?16, ?17, ?18)",
-        )?
-        .execute(params![
-            event.sequence as i64,
-            previous as i64,
-            event.level as i64,
-            &*event.event_type,
-            event.key,
-            event.accepted,
-            event.timestamp,
-            event.due,
-            event.expires,
-            event.event_id,
-            event.source,
-            event.headers,
-            event.idempotency_key,
-            event.digest.as_ref().map(<[u8; 16]>::as_slice),
-            event.correlation_id,
-            event.causation_id,
-            event.data,
-            sum,
-        ])?;
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, \
+         ?15, ?16, ?17, ?18)",
+    )?;
+    for event in events {
+        let last = &mut head.last[event.level.index()];
+        bind_event(&mut statement, event, *last)?;
+        statement.raw_execute()?;
+        *last = event.sequence;
+    }
     Ok(())
+}
+
+fn bind_event(statement: &mut Statement<'_>, event: &Event, previous: u64) -> Result<(), Problem> {
+    // Half of the columns are NULL in most events; what is not bound is.
+    statement.clear_bindings();
+    let mut row = Bound {
+        statement,
+        sum: Checksum::of("event"),
+        column: 0,
+    };
+    row.integer(event.sequence as i64)?;
+    row.integer(previous as i64)?;
+    row.integer(event.level as i64)?;
+    row.text(Some(&event.event_type))?;
+    row.text(event.key.as_deref())?;
+    row.real(Some(event.accepted))?;
+    row.real(Some(event.timestamp))?;
+    row.real(event.due)?;
+    row.real(event.expires)?;
+    row.text(event.event_id.as_deref())?;
+    row.text(event.source.as_deref())?;
+    row.text(event.headers.as_deref())?;
+    row.text(event.idempotency_key.as_deref())?;
+    row.blob(event.digest.as_ref().map(|digest| &digest[..]))?;
+    row.text(event.correlation_id.as_deref())?;
+    row.text(event.causation_id.as_deref())?;
+    row.text(Some(&event.data))?;
+    row.finish()
+}
+
+/// Binds the values of a row from left to right, and its checksum as the last one.
+struct Bound<'s, 'c> {
+    statement: &'s mut Statement<'c>,
+    sum: Checksum,
+    column: usize,
+}
+
+impl Bound<'_, '_> {
+    fn next(&mut self, value: Option<impl ToSql>) -> Result<(), Problem> {
+        self.column += 1;
+        if let Some(value) = value {
+            self.statement.raw_bind_parameter(self.column, value)?;
+        }
+        Ok(())
+    }
+
+    fn integer(&mut self, value: i64) -> Result<(), Problem> {
+        self.sum.integer(value);
+        self.next(Some(value))
+    }
+
+    fn real(&mut self, value: Option<f64>) -> Result<(), Problem> {
+        self.sum.maybe_real(value);
+        self.next(value)
+    }
+
+    fn text(&mut self, value: Option<&str>) -> Result<(), Problem> {
+        self.sum.maybe_text(value);
+        self.next(value)
+    }
+
+    fn blob(&mut self, value: Option<&[u8]>) -> Result<(), Problem> {
+        match value {
+            Some(value) => self.sum.blob(value),
+            None => self.sum.null(),
+        };
+        self.next(value)
+    }
+
+    fn finish(mut self) -> Result<(), Problem> {
+        let sum = self.sum.finish();
+        self.next(Some(sum))
+    }
 }
 
 /// The row's own checksum, and the one that its values have.
 pub(super) fn sound(row: &Row<'_>, table: &str, columns: usize) -> Result<bool, Problem> {
     let mut sum = Checksum::of(table);
     for column in 0..columns {
-        sum = sum.value(row.get_ref(column)?);
+        sum.value(row.get_ref(column)?);
     }
     Ok(row.get_ref(columns)? == ValueRef::Integer(sum.finish()))
 }
@@ -403,6 +437,8 @@ pub(super) fn write_straggler(connection: &Connection, row: &Straggler) -> Resul
     Ok(())
 }
 
+pub(super) const STRAGGLER_COLUMNS: usize = 7;
+
 /// The statement that reads the stragglers of a condition.
 pub(super) fn select_stragglers(condition: &str) -> String {
     format!(
@@ -423,7 +459,7 @@ pub(super) fn read_straggler(row: &Row<'_>) -> Result<Straggler, Problem> {
         state: StragglerState::Waiting,
         dead_letter: None,
     };
-    if !sound(row, "straggler", 7)? {
+    if !sound(row, "straggler", STRAGGLER_COLUMNS)? {
         return Ok(key);
     }
     let name = row.get_ref(5)?.as_str().map_err(|_| Problem::Corrupt)?;

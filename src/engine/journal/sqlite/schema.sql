@@ -42,7 +42,7 @@ CREATE TABLE subscription (
     name TEXT NOT NULL UNIQUE,
     topics TEXT NOT NULL,           -- a JSON array of types and patterns
     created REAL NOT NULL,
-    seen REAL NOT NULL,             -- when it was last registered
+    seen REAL NOT NULL,             -- when it was there for the last time
     checksum INTEGER NOT NULL
 ) STRICT;
 

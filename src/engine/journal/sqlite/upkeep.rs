@@ -116,6 +116,21 @@ fn cursors(
     Ok(found)
 }
 
+/// Notes that these subscriptions are there.
+pub(super) fn see(
+    connection: &Connection,
+    subscriptions: &[SubscriptionId],
+    now: WallSeconds,
+) -> Result<(), Problem> {
+    for row in rows::read_subscriptions(connection, None)? {
+        if subscriptions.contains(&row.id) && row.seen < now {
+            let row = SubscriptionRow { seen: now, ..row };
+            rows::write_subscription(connection, &row)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn forget(connection: &Connection, subscription: SubscriptionId) -> Result<(), Problem> {
     for table in ["straggler", "cursor"] {
         connection.execute(
