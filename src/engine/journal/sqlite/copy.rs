@@ -71,11 +71,7 @@ fn ask(
     connection.pragma_update(None, "query_only", true)?;
     let mut statement = connection.prepare(sql)?;
     let mut answer = Answer {
-        columns: statement
-            .column_names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
+        columns: statement.column_names().map(str::to_owned).collect(),
         ..Answer::default()
     };
     super::bind(&mut statement, parameters)?;
