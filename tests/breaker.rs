@@ -58,6 +58,47 @@ fn failures_in_a_row_open_it_and_a_success_breaks_the_row() {
 }
 
 #[test]
+fn it_goes_back_to_how_it_was() {
+    let mut circuit = Circuit::new(CONFIG, 0);
+    call(&mut circuit, Outcome::Failure, 1);
+    let before = circuit.clone();
+    let running = permit(&mut circuit, 2);
+    assert!(circuit.force(State::Open, 3).is_some());
+    let change = circuit.restore(before.clone(), 4);
+    assert_eq!(
+        change,
+        Some(Change::State(Transition {
+            from: State::Open,
+            to: State::Closed,
+            generation: 2,
+            retry_at: None,
+        }))
+    );
+    assert_eq!(circuit.snapshot(), before.snapshot());
+    // A call that ran meanwhile does not count, and two more failures open it.
+    assert_eq!(circuit.report(running, Outcome::Failure, 5), None);
+    assert_eq!(call(&mut circuit, Outcome::Failure, 5), None);
+    assert!(call(&mut circuit, Outcome::Failure, 5).is_some());
+}
+
+#[test]
+fn going_back_to_the_same_state_is_no_change() {
+    let mut circuit = opened(10);
+    let before = circuit.clone();
+    circuit.force(State::Closed, 20);
+    circuit.force(State::Open, 30);
+    assert_eq!(circuit.restore(before, 40), None);
+    // It is open since the first time, and nobody was told otherwise.
+    let refused = Refused {
+        retry_at: Some(110),
+    };
+    assert_eq!(circuit.try_acquire(109).0, Err(refused));
+    let (permit, change) = circuit.try_acquire(110);
+    assert!(permit.is_ok());
+    assert!(matches!(change, Some(Change::State(transition)) if transition.generation == 4));
+}
+
+#[test]
 fn a_share_of_failures_opens_it_once_there_are_enough_calls() {
     let mut circuit = Circuit::new(CONFIG, 0);
     for n in 0..9 {

@@ -286,6 +286,27 @@ fn a_drain_does_not_end_before_a_retry() {
     });
 }
 
+#[test]
+fn who_waits_for_stillness_is_told() {
+    check(3, || {
+        let world = world_with(LaneOptions {
+            retry: retry(),
+            ..options("lane", 10)
+        });
+        world.publish(Normal, 1);
+        let executor = {
+            let world = world.clone();
+            thread::spawn(move || serve_failing(&world))
+        };
+        let still = Flag::default();
+        let waits = world.bus.when_still(still.waker(), 0).is_ok();
+        executor.join().unwrap();
+        assert_eq!(still.told(), usize::from(waits));
+        assert!(world.bus.is_still(0), "what is left waits for its time");
+        assert!(!world.bus.is_quiet(None));
+    });
+}
+
 fn breaker() -> std::sync::Arc<Breaker> {
     let config = BreakerConfig {
         failure_threshold: 1,

@@ -51,6 +51,7 @@ from ironbus.recovery import (
     RetryPolicy,
 )
 from ironbus.report import StopReport
+from ironbus.testing import Call, Harness, Published, SyncHarness, harness, override_event_bus
 
 bus = EventBus()
 
@@ -464,3 +465,42 @@ async def recover() -> None:
 
 async def on_retry(attempt: int, error: Exception, delay: float) -> None:
     """Told before each pause."""
+
+
+# Testing ---------------------------------------------------------------------------
+
+
+async def fake(event: Event[Any]) -> None:
+    """In a handler's place."""
+
+
+async def tested() -> None:
+    """A bus under a test's control, on a loop."""
+    async with harness(bus, clock="virtual", durable=False, seed=7) as t:
+        assert_type(t, Harness)
+        assert_type(t.bus, EventBus)
+        assert_type(t.published, Published)
+        assert_type(t.published.one("order.*", where=lambda event: event.key == "a"), Event[Any])
+        assert_type(t.published.all(Event), list[Event[Any]])
+        assert_type(t.published.count(), int)
+        assert_type(t.calls("bill"), list[Call])
+        assert_type(t.calls(fake)[0].error, BaseException | None)
+        t.replace("ship", fake)
+        t.fail("bill", times=2, exc=ConnectionError)
+        t.fail("bill", p=0.5, seed=1, exc=ConnectionError("down"))
+        await t.settle(timeout=5)
+        await t.advance(60)
+        assert_type(t.elapsed, float)
+        t.assert_conserved()
+        t.fail("bill", exc="down")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    harness(bus, clock="real")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def tested_sync() -> None:
+    """The same without one."""
+    with harness(bus) as t:
+        assert_type(t, SyncHarness)
+        t.settle(timeout=None)
+        t.advance(1)
+    with override_event_bus(bus) as overridden:
+        assert_type(overridden, EventBus)

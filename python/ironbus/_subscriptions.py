@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 from ironbus._breaker import CircuitBreaker, CircuitBreakerConfig
 from ironbus._retry import RetryPolicy
@@ -130,6 +130,16 @@ class Subscription:
         return f"<Subscription {self.name!r} to {', '.join(map(repr, self._topics))}{state}>"
 
 
+class Observer(Protocol):
+    """Who wants to know of subscriptions: a harness of :mod:`ironbus.testing`."""
+
+    def made(self, lane: Lane) -> None:
+        """A lane has been made, and nothing has reached it yet."""
+
+    def subscribed(self, subscription: Subscription) -> None:
+        """Somebody has subscribed."""
+
+
 class Table:
     """Who listens to what. Called under the bus's lock of subscriptions."""
 
@@ -145,6 +155,7 @@ class Table:
         self._plain_unhashable: list[Lane] = []
         self._counts: dict[str, int] = {}
         self._topics: dict[str, list[Subscription]] = {}
+        self.observer: Observer | None = None
 
     def subscribe(self, topics: tuple[str, ...], handler: Handler, options: SubscribeOptions) -> Subscription:
         """Begin a subscription, in the handler's shared lane if there is no option."""
@@ -161,6 +172,8 @@ class Table:
             lane.subscriptions.append(subscription)
             for topic in topics:
                 self._topics.setdefault(topic, []).append(subscription)
+            if self.observer is not None:
+                self.observer.subscribed(subscription)
             return subscription
 
     def _plain_lane(self, handler: Handler) -> Lane | None:
@@ -191,6 +204,8 @@ class Table:
         handle = bus._make_lane(handler, name=unique, breaker=breaker, **lane_options(options, handler))
         lane = Lane(handle, handler, unique, plain, breaker)
         self._lanes[unique] = lane
+        if self.observer is not None:
+            self.observer.made(lane)
         if plain:
             try:
                 self._plain[handler] = lane
@@ -250,6 +265,11 @@ class Table:
         if bus is None or not subscription._active:
             raise InvalidOption("the subscription is cancelled and has no statistics any more", "subscription")
         return bus.metrics().subscriptions[subscription.name]
+
+    def lanes(self) -> dict[str, Lane]:
+        """Name to lane."""
+        with self._lock:
+            return dict(self._lanes)
 
     def counts(self) -> dict[str, int]:
         """Topic to number of subscriptions."""

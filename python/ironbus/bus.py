@@ -141,11 +141,12 @@ class EventBus(_core.Bus):
         self._holds_interval = False
         self._sync: SyncBus | None = None
         self._log: EventLog | None = None
+        self._log_lane: _core.LaneHandle | None = None
         folder = log_dir if log_dir is not None else os.environ.get("IRONBUS_LOG_DIR") or None
         if folder is not None:
             self._log = EventLog(folder)
-            lane = self._make_lane(self._log.write, name="(event log)", **_LOG_LANE)
-            lane.subscribe(["*"])
+            self._log_lane = self._make_lane(self._log.write, name="(event log)", **_LOG_LANE)
+            self._log_lane.subscribe(["*"])
 
     # Subscribing -----------------------------------------------------------------
 
@@ -296,6 +297,9 @@ class EventBus(_core.Bus):
             self._log.close()
 
     async def _idle(self, timeout: float | None, excused: int | None) -> bool:
+        if timeout is not None and timeout <= 0:
+            # Not a turn of the loop, in which handlers would go on.
+            return self._quiet_future(excused) is None
         try:
             async with asyncio.timeout(timeout):
                 while (future := self._quiet_future(excused)) is not None:

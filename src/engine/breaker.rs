@@ -237,6 +237,24 @@ impl Circuit {
         self.go(state, now)
     }
 
+    /// Goes back to how it was, by the rules of now. Its generation does not go back: a change of state
+    /// is one, and calls that run over it are ignored when they end.
+    pub fn restore(&mut self, before: Self, now: Nanos) -> Option<Change> {
+        let changes = before.state != self.state;
+        let mut change = changes.then(|| self.go(before.state, now)).flatten();
+        *self = Self {
+            config: self.config,
+            generation: self.generation,
+            probes: self.probes,
+            ..before
+        };
+        self.trim();
+        if let Some(Change::State(transition)) = &mut change {
+            transition.retry_at = self.retry_at();
+        }
+        change
+    }
+
     /// Goes by other rules from now on; nothing changes before the next call.
     pub fn set_config(&mut self, config: BreakerConfig) {
         self.config = config;
@@ -353,6 +371,17 @@ impl Breaker {
     /// See [`Circuit::force`].
     pub fn force(&self, state: State, now: Nanos) {
         let change = lock(&self.circuit).force(state, now);
+        self.tell(change);
+    }
+
+    /// All of it at this moment, for [`restore`](Self::restore).
+    pub fn save(&self) -> Circuit {
+        lock(&self.circuit).clone()
+    }
+
+    /// See [`Circuit::restore`].
+    pub fn restore(&self, before: Circuit, now: Nanos) {
+        let change = lock(&self.circuit).restore(before, now);
         self.tell(change);
     }
 

@@ -5,7 +5,7 @@
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{Admission, Effects, Gate, Offer, Patience, Report, Run, Ticket, WaitId};
+use super::gate::{Admission, Calm, Effects, Gate, Offer, Patience, Report, Run, Ticket, WaitId};
 use super::idempotency::{Claim, Idempotency};
 use super::lane::{Aside, Entry, Finished, Lane, LaneId, LaneOptions, Turn};
 use super::ledger::Ended;
@@ -425,14 +425,32 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    /// See [`Gate::when_quiet`].
+    /// Registers whom to wake when all is quiet; gives it back if so now. See [`Calm`].
     pub fn when_quiet(&self, waker: O::Waker, excused: Option<LaneId>) -> Result<(), O::Waker> {
-        self.gate.when_quiet(waker, excused)
+        self.gate.when(Calm::Quiet(excused), waker)
     }
 
-    /// See [`Gate::is_quiet`].
+    /// Whether all is quiet. See [`Calm`].
     pub fn is_quiet(&self, excused: Option<LaneId>) -> bool {
-        self.gate.is_quiet(excused)
+        self.gate.is(Calm::Quiet(excused))
+    }
+
+    /// Registers whom to wake when at most so many handlers run and none could be started; gives it
+    /// back if so now. See [`Calm`].
+    pub fn when_still(&self, waker: O::Waker, running: usize) -> Result<(), O::Waker> {
+        self.gate.when(Calm::Still(running), waker)
+    }
+
+    /// Whether at most so many handlers run and none could be started. See [`Calm`].
+    pub fn is_still(&self, running: usize) -> bool {
+        self.gate.is(Calm::Still(running))
+    }
+
+    /// See [`Gate::discard`].
+    pub fn discard(&self, now: Nanos) {
+        let mut effects = Effects::default();
+        self.gate.discard(now, &mut effects);
+        self.carry_out(effects, now);
     }
 
     /// All lanes.

@@ -83,7 +83,7 @@ impl Home {
             return Ok(());
         }
         self.core.bus.tick(self.core.now(py)?);
-        if self.core.clock.injected().is_some() {
+        if self.core.clock.is_driven() {
             for slot in self.suspended(py) {
                 Slot::look_at_deadline(slot.bind(py))?;
             }
@@ -94,6 +94,15 @@ impl Home {
     fn suspended(&self, py: Python<'_>) -> Vec<Py<Slot>> {
         let suspended = lock(&self.suspended);
         suspended.values().map(|slot| slot.clone_ref(py)).collect()
+    }
+
+    /// The clock was stopped, or runs again: timers are set anew. On the loop's thread.
+    pub fn retime(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        self.disarm(py)?;
+        for slot in self.suspended(py) {
+            Slot::watch_anew(slot.bind(py))?;
+        }
+        self.tick(py)
     }
 
     /// When the next thing is due: also the end of a handler's time, which has a timer of its own.
@@ -118,7 +127,11 @@ impl Home {
         }
         self.disarm(py)?;
         let left = seconds(due.saturating_sub(self.core.now(py)?));
-        let left = if left > 0.0 && self.core.clock.injected().is_some() {
+        if left > 0.0 && self.core.clock.is_stopped() {
+            // Whoever moves it ticks.
+            return Ok(());
+        }
+        let left = if left > 0.0 && self.core.clock.is_driven() {
             left.max(GLANCE)
         } else {
             left

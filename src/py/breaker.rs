@@ -2,7 +2,7 @@
 //! want to know when the state changes.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
@@ -27,14 +27,17 @@ pub struct Breaker {
 
 struct Inner {
     breaker: Arc<breaker::Breaker>,
-    clock: Arc<Clock>,
+    clock: Clock,
+    /// The clock of a bus that it serves, which tells the time as long as that bus is there: the same
+    /// one, unless a test has stopped it or moved it ahead.
+    leader: Mutex<Weak<Clock>>,
     name: String,
     listeners: Arc<Listeners>,
 }
 
 impl Breaker {
     /// The engine's breaker, for a lane, whose clock must be this one's.
-    pub fn shared(&self, py: Python<'_>, clock: &Clock) -> PyResult<Arc<breaker::Breaker>> {
+    pub fn shared(&self, py: Python<'_>, clock: &Arc<Clock>) -> PyResult<Arc<breaker::Breaker>> {
         let inner = self.inner()?;
         let same = match (inner.clock.injected(), clock.injected()) {
             (None, None) => true,
@@ -42,6 +45,10 @@ impl Breaker {
             _ => false,
         };
         if same {
+            let mut leader = lock(&inner.leader);
+            if leader.strong_count() == 0 {
+                *leader = Arc::downgrade(clock);
+            }
             return Ok(inner.breaker.clone());
         }
         let text =
@@ -57,6 +64,10 @@ impl Breaker {
         })
     }
 }
+
+/// The state of a breaker at one moment.
+#[pyclass(frozen, module = "ironbus._core")]
+pub struct Saved(breaker::Circuit);
 
 /// The name of a state, which is the value of its `CircuitState`.
 pub fn state_name(state: State) -> &'static str {
@@ -105,7 +116,8 @@ impl Breaker {
         });
         let inner = Inner {
             breaker: Arc::new(breaker),
-            clock: Arc::new(clock),
+            clock,
+            leader: Mutex::default(),
             name,
             listeners,
         };
@@ -123,7 +135,7 @@ impl Breaker {
     /// Leave to call, to be given back to `_report`. Raises `CircuitOpenError`.
     fn _acquire(&self, py: Python<'_>) -> PyResult<u64> {
         let inner = self.inner()?;
-        let now = inner.clock.now(py)?;
+        let now = inner.now(py)?;
         match inner.breaker.try_acquire(now) {
             Ok(permit) => Ok(permit.into_number()),
             Err(refused) => Err(inner.refusal(py, refused.retry_at, now)),
@@ -140,7 +152,7 @@ impl Breaker {
     ) -> PyResult<()> {
         let inner = self.inner()?;
         let outcome = outcome(py, error)?;
-        let now = inner.clock.now(py);
+        let now = inner.now(py);
         // A clock that fails has not moved; the place of a probe is given back all the same.
         let at = match &now {
             Ok(now) => *now,
@@ -164,7 +176,19 @@ impl Breaker {
             }
         };
         let inner = self.inner()?;
-        inner.breaker.force(state, inner.clock.now(py)?);
+        inner.breaker.force(state, inner.now(py)?);
+        Ok(())
+    }
+
+    /// All of its state, for `_restore`.
+    fn _save(&self) -> PyResult<Saved> {
+        Ok(Saved(self.inner()?.breaker.save()))
+    }
+
+    /// Goes back to a state that was saved.
+    fn _restore(&self, py: Python<'_>, saved: &Saved) -> PyResult<()> {
+        let inner = self.inner()?;
+        inner.breaker.restore(saved.0.clone(), inner.now(py)?);
         Ok(())
     }
 
@@ -229,10 +253,25 @@ impl Breaker {
 }
 
 impl Inner {
+    fn now(&self, py: Python<'_>) -> PyResult<Nanos> {
+        let leader = lock(&self.leader).upgrade();
+        match leader {
+            Some(clock) => clock.now(py),
+            None => self.clock.now(py),
+        }
+    }
+
     /// A moment of the clock for people: Unix time, or the injected clock's own.
     fn time(&self, at: Nanos) -> f64 {
         if self.clock.injected().is_some() {
             return seconds(at);
+        }
+        let leader = lock(&self.leader).upgrade();
+        if leader.is_some_and(|clock| !clock.is_machines()) {
+            // It may be far ahead of the machine's, which knows no distance for then.
+            let machine = monotonic_ns();
+            let ahead = seconds(at) - seconds(machine);
+            return ((wall_at(machine) + ahead) * 1e3).round() / 1e3;
         }
         // The distance of the clocks is that of now, and known only from now on. It is measured
         // again and again; without the last digits, the same moment is the same number.

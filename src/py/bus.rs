@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, intern};
 
 use super::breaker::{self, Breaker};
+use super::cell::GilCell;
 use super::clock::{Clock, monotonic_ns};
 use super::core::{Core, Settings};
 use super::current;
@@ -164,6 +165,7 @@ impl Bus {
                 .map_or(Ok(core.settings.overflow), |name| self::overflow(py, name))?,
             bound: bound.unwrap_or(core.settings.max_queue_size),
             passive: false,
+            untimed: false,
             retry: policy.as_ref().map(|policy| policy.retry),
             holds: match retry_holds {
                 "key" => Holds::Key,
@@ -181,6 +183,7 @@ impl Bus {
         };
         let handler = Handler {
             callable: handler,
+            stand_in: GilCell::new(None),
             filter,
             order_by,
             timeout: timeout.map(|seconds| (seconds * 1e9) as u64),
@@ -200,13 +203,15 @@ impl Bus {
         })
     }
 
-    /// Opens a stream of events from now on.
+    /// Opens a stream of events from now on; if `untimed`, of events whose publishers have set a time as well.
+    #[pyo3(signature = (topics, name, bound, untimed=false))]
     fn _open_stream(
         &self,
         py: Python<'_>,
         topics: Vec<String>,
         name: Py<PyString>,
         bound: Option<usize>,
+        untimed: bool,
     ) -> PyResult<StreamSource> {
         let core = self.core()?;
         let options = LaneOptions {
@@ -216,6 +221,7 @@ impl Bus {
             overflow: Overflow::DropOldest,
             bound: bound.unwrap_or(core.settings.max_queue_size),
             passive: true,
+            untimed,
             retry: None,
             holds: Holds::Level,
             breaker: None,
@@ -223,6 +229,7 @@ impl Bus {
         };
         let handler = Handler {
             callable: py.None(),
+            stand_in: GilCell::new(None),
             filter: None,
             order_by: None,
             timeout: None,
@@ -462,13 +469,14 @@ impl Bus {
         if core.is_running() {
             return Ok(());
         }
-        visit.call(core.injected_random())?;
+        core.traverse(&visit)?;
         for lane in core.bus.try_lanes().into_iter().flatten() {
             let handler = &lane.handler;
             if let Some(policy) = &handler.policy {
                 policy.traverse(&visit)?;
             }
             visit.call(&handler.callable)?;
+            handler.stand_in.visit(&visit, |it| visit.call(it))?;
             visit.call(&handler.filter)?;
             visit.call(&handler.order_by)?;
         }
@@ -550,7 +558,8 @@ pub struct LaneHandle {
 }
 
 impl LaneHandle {
-    fn both(&self) -> Option<(Arc<Core>, PyLane)> {
+    /// The bus and the lane, as long as both are there.
+    pub fn both(&self) -> Option<(Arc<Core>, PyLane)> {
         Some((self.core.upgrade()?, self.lane.upgrade()?))
     }
 }

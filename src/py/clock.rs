@@ -2,7 +2,7 @@
 //! derived from them.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
@@ -70,15 +70,36 @@ fn distance() -> f64 {
     best.1
 }
 
-/// A bus's clock: the machine's, or one that the user handed in.
+/// A bus's clock: the machine's, or one that the user handed in; and for the time of a test one that
+/// stands still until it is moved.
+///
+/// It never goes back. One that was moved ahead and runs again stays ahead.
 pub struct Clock {
     injected: Option<Py<PyAny>>,
+    /// See [`MACHINE`] and the others. The interpreter's lock guards these three.
+    pace: AtomicU8,
+    /// What it shows while it stands still.
+    stands_at: AtomicU64,
+    /// How far ahead of its source it is.
+    ahead: AtomicU64,
 }
+
+/// The machine's.
+const MACHINE: u8 = 0;
+/// Another source, or ahead of it.
+const OTHER: u8 = 1;
+/// Stands still.
+const STOPPED: u8 = 2;
 
 impl Clock {
     /// The machine's clock, or a callable that returns seconds.
     pub fn new(injected: Option<Py<PyAny>>) -> Self {
-        Self { injected }
+        Self {
+            pace: AtomicU8::new(if injected.is_some() { OTHER } else { MACHINE }),
+            injected,
+            stands_at: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
+        }
     }
 
     /// Nanoseconds on this clock.
@@ -90,16 +111,69 @@ impl Clock {
     /// The same, for who has looked at the machine's clock already.
     #[inline]
     pub fn at(&self, py: Python<'_>, machine: u64) -> PyResult<u64> {
-        match &self.injected {
-            None => Ok(machine),
-            Some(clock) => {
-                let seconds: f64 = clock.bind(py).call0()?.extract()?;
-                Ok((seconds.max(0.0) * 1e9) as u64)
+        match self.pace.load(Ordering::Relaxed) {
+            MACHINE => Ok(machine),
+            STOPPED => Ok(self.stands_at.load(Ordering::Relaxed)),
+            _ => {
+                let source = self.source(py, machine)?;
+                Ok(source.saturating_add(self.ahead.load(Ordering::Relaxed)))
             }
         }
     }
 
-    /// For the garbage collector.
+    fn source(&self, py: Python<'_>, machine: u64) -> PyResult<u64> {
+        let Some(clock) = &self.injected else {
+            return Ok(machine);
+        };
+        let seconds: f64 = clock.bind(py).call0()?.extract()?;
+        Ok((seconds.max(0.0) * 1e9) as u64)
+    }
+
+    /// Lets it stand still. False: it does so already.
+    pub fn stop(&self, py: Python<'_>) -> PyResult<bool> {
+        if self.is_stopped() {
+            return Ok(false);
+        }
+        self.stands_at.store(self.now(py)?, Ordering::Relaxed);
+        self.pace.store(STOPPED, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Moves it ahead while it stands still.
+    pub fn move_to(&self, _py: Python<'_>, at: u64) {
+        self.stands_at.fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// Lets it run again, from where it is.
+    pub fn run(&self, py: Python<'_>) -> PyResult<()> {
+        let source = self.source(py, monotonic_ns())?;
+        let ahead = self
+            .stands_at
+            .load(Ordering::Relaxed)
+            .saturating_sub(source);
+        self.ahead.store(ahead, Ordering::Relaxed);
+        let machines = self.injected.is_none() && ahead == 0;
+        let pace = if machines { MACHINE } else { OTHER };
+        self.pace.store(pace, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether it stands still.
+    pub fn is_stopped(&self) -> bool {
+        self.pace.load(Ordering::Relaxed) == STOPPED
+    }
+
+    /// Whether somebody else moves it: then it may stand still between two looks.
+    pub fn is_driven(&self) -> bool {
+        self.injected.is_some() || self.is_stopped()
+    }
+
+    /// Whether its time is the machine's.
+    pub fn is_machines(&self) -> bool {
+        self.pace.load(Ordering::Relaxed) == MACHINE
+    }
+
+    /// For the garbage collector, and to tell clocks apart.
     pub fn injected(&self) -> Option<&Py<PyAny>> {
         self.injected.as_ref()
     }

@@ -3,9 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::alarm::LoopAlarm;
+use super::cell::GilCell;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
@@ -52,6 +55,10 @@ pub struct Core {
     pub clock: Arc<Clock>,
     /// Where the spread of delays comes from: a callable, or the machine.
     random: Option<Py<PyAny>>,
+    /// What a test has put in its place.
+    random_stand_in: GilCell<Option<Py<PyAny>>>,
+    /// Told by a test to be told of failures.
+    failure_watcher: GilCell<Option<Py<PyAny>>>,
     /// Where events of the last types go.
     pub routes: Routes,
     /// Async handlers.
@@ -85,6 +92,8 @@ impl Core {
             settings,
             clock,
             random,
+            random_stand_in: GilCell::new(None),
+            failure_watcher: GilCell::new(None),
             routes: Routes::default(),
             loop_seat,
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
@@ -154,7 +163,8 @@ impl Core {
 
     /// A number from 0.0 up to 1.0.
     pub fn random(&self, py: Python<'_>) -> f64 {
-        let Some(random) = &self.random else {
+        let stand_in = own(py, &self.random_stand_in);
+        let Some(random) = stand_in.as_ref().or(self.random.as_ref()) else {
             return fastrand::f64();
         };
         let number = random.bind(py).call0().and_then(|number| number.extract());
@@ -165,9 +175,26 @@ impl Core {
         })
     }
 
+    /// Who is told of failures beside the log.
+    pub fn failure_watcher(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        own(py, &self.failure_watcher)
+    }
+
+    /// Has a test told of failures, or none. Returns who was told before.
+    pub fn watch_failures(&self, py: Python<'_>, watcher: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        self.failure_watcher.replace(py, watcher)
+    }
+
+    /// Spreads delays by these numbers, for a test, or by its own. Returns what was in their place.
+    pub fn replace_random(&self, py: Python<'_>, random: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        self.random_stand_in.replace(py, random)
+    }
+
     /// For the garbage collector.
-    pub fn injected_random(&self) -> Option<&Py<PyAny>> {
-        self.random.as_ref()
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.random)?;
+        self.random_stand_in.visit(visit, |it| visit.call(it))?;
+        self.failure_watcher.visit(visit, |it| visit.call(it))
     }
 
     /// Now, on the bus's clock.
@@ -227,6 +254,10 @@ impl Core {
         self.publishes.store(0, Ordering::Relaxed);
         self.last_turn.store(now, Ordering::Relaxed);
     }
+}
+
+fn own(py: Python<'_>, cell: &GilCell<Option<Py<PyAny>>>) -> Option<Py<PyAny>> {
+    cell.read(py, |object| object.as_ref().map(|it| it.clone_ref(py)))
 }
 
 /// A random seed of this process, for hash tables.

@@ -223,6 +223,15 @@ impl LoopSeat {
         Ok((tasks.unbind(), suspended.len()))
     }
 
+    /// Lets go of a loop that is closed, with all that waits on it.
+    pub fn abandon(&self, py: Python<'_>) {
+        let home = lock(&self.home).take();
+        if let Some(home) = home {
+            let _ = self.ring.disarm();
+            home.abandon(py);
+        }
+    }
+
     /// Lets go of the loop.
     pub fn close(&self) {
         let home = lock(&self.home).take();

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use super::core::Core;
 use super::errors::Error;
 use super::ops::{PyLane, PyOps};
 use super::policy;
@@ -95,9 +96,10 @@ fn meaning(py: Python<'_>, lane: &PyLane, error: &PyErr) -> PyResult<Meaning> {
 }
 
 /// Says in the log that a handler failed, and what comes next: where and how, never with which
-/// words, for an exception's message may hold what the event held.
-pub fn log(
+/// words, for an exception's message may hold what the event held. A test is told the exception itself.
+pub fn tell(
     py: Python<'_>,
+    core: &Core,
     lane: &PyLane,
     entry: &Entry<PyOps>,
     failed: &Failed<PyErr>,
@@ -116,22 +118,15 @@ pub fn log(
         Verdict::Again { after, .. } => Some(policy::seconds(*after)),
         Verdict::Dead(..) => None,
     };
-    let logged = LOG
-        .import(py, "ironbus._log", "handler_failed")
-        .and_then(|log| {
-            let name = &lane.handler.name;
-            let event_type = &entry.event.payload.type_;
-            log.call1((
-                name,
-                event_type,
-                entry.sequence,
-                entry.attempt,
-                error.value(py),
-                again,
-            ))
-        });
-    if let Err(error) = logged {
-        error.write_unraisable(py, None);
+    let log = LOG.import(py, "ironbus._log", "handler_failed");
+    let watcher = core.failure_watcher(py).map(|it| it.into_bound(py));
+    for told in log.cloned().into_iter().chain(watcher) {
+        let (name, event_type) = (&lane.handler.name, &entry.event.payload.type_);
+        let (sequence, attempt) = (entry.sequence, entry.attempt);
+        let error = error.value(py);
+        if let Err(error) = told.call1((name, event_type, sequence, attempt, error, again)) {
+            error.write_unraisable(py, Some(&told));
+        }
     }
 }
 

@@ -39,6 +39,7 @@ mod run;
 mod sink;
 mod slot;
 mod stream;
+mod testing;
 mod walk;
 
 /// Events live from publish to settlement, hundreds at a time, which is what the C library's
@@ -72,6 +73,9 @@ mod _core {
     use super::dead_letters::DeadLetterStore;
     #[pymodule_export]
     use super::retries::{Random, Retries};
+
+    #[pymodule_export]
+    use super::testing::Harness;
 
     #[pymodule_export]
     use super::event_sequence::EventSequence;

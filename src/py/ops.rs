@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::alarm::LoopAlarm;
+use super::cell::GilCell;
 use super::event_loop::LoopSeat;
 use super::policy::Policy;
 use super::pool::Pool;
@@ -43,6 +44,8 @@ pub type PyLane = Arc<Lane<PyOps>>;
 pub struct Handler {
     /// Called with each event.
     pub callable: Py<PyAny>,
+    /// Called in its place while there is one, for a test.
+    pub stand_in: GilCell<Option<Py<PyAny>>>,
     /// Asked first whether the event is wanted.
     pub filter: Option<Py<PyAny>>,
     /// Gives what events are ordered by.
@@ -55,6 +58,34 @@ pub struct Handler {
     pub publisher_context: bool,
     /// The subscription's name.
     pub name: Py<pyo3::types::PyString>,
+}
+
+impl Handler {
+    /// Calls it with an event.
+    #[inline]
+    pub fn call<'py>(
+        &self,
+        py: Python<'py>,
+        event: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if self.stand_in.read(py, Option::is_some) {
+            return self.call_stand_in(py, event);
+        }
+        self.callable.bind(py).call1((event,))
+    }
+
+    #[cold]
+    fn call_stand_in<'py>(
+        &self,
+        py: Python<'py>,
+        event: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        // It may be taken away while it runs.
+        let own = |stand_in: &Option<Py<PyAny>>| stand_in.as_ref().map(|it| it.clone_ref(py));
+        let stand_in = self.stand_in.read(py, own);
+        let callable = stand_in.as_ref().unwrap_or(&self.callable);
+        callable.bind(py).call1((event,))
+    }
 }
 
 /// Where a lane is run.

@@ -270,8 +270,7 @@ fn details(
         }
         if let Some(given) = &options.idempotency_key {
             let text = text_of(given.bind(py), "idempotency_key")?;
-            let parts: &[&[u8]] = &[b"key:", text.to_str()?.as_bytes()];
-            details.key = Some(Digest::of_parts(parts));
+            details.key = Some(key_digest(text.to_str()?));
             extras.idempotency_key = Some(text.unbind());
             any = true;
         }
@@ -404,6 +403,11 @@ fn not_a_type(py: Python<'_>) -> PyErr {
         "type",
         "type must be a printable, non-empty string, for example \"order.paid\"",
     )
+}
+
+/// What an idempotency key is remembered by.
+pub fn key_digest(key: &str) -> Digest {
+    Digest::of_parts(&[b"key:", key.as_bytes()])
 }
 
 fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, PyString>> {

@@ -53,6 +53,15 @@ impl Receipt {
         }
     }
 
+    /// For an event that was seen on its way. It does not know the subscriptions.
+    pub fn of_event(event: Event, sequence: u64) -> Self {
+        Self {
+            event,
+            way: None,
+            sequence,
+        }
+    }
+
     /// Its way and its number.
     pub fn into_answer(self) -> (Option<Py<Way>>, u64) {
         (self.way, self.sequence)

@@ -197,7 +197,7 @@ fn call<'py>(
     {
         return Ok(Called::Filtered);
     }
-    let result = handler.callable.bind(py).call1((event,))?;
+    let result = handler.call(py, event)?;
     if result.is_none() {
         return Ok(Called::Done);
     }
@@ -362,7 +362,7 @@ fn fail(
     now: u64,
 ) -> Option<Next<PyOps>> {
     let verdict = lane.judge(&entry, failed, core.random(py));
-    failure::log(py, lane, &entry, failed, &verdict);
+    failure::tell(py, core, lane, &entry, failed, &verdict);
     core.bus
         .fail(lane, entry, failed, verdict, work, proceed, now)
 }

@@ -113,6 +113,15 @@ impl Slot {
         }
     }
 
+    /// The clock was stopped, or runs again. On the loop's thread.
+    pub fn watch_anew(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().cancel_timer(slf.py())?;
+        match slf.get().deadline() {
+            Some(deadline) => Self::watch(slf, deadline),
+            None => Ok(()),
+        }
+    }
+
     fn task(&self) -> &Py<PyAny> {
         self.task.get().expect("a slot is stepped by its task")
     }
@@ -416,6 +425,10 @@ impl Slot {
             return Ok(());
         }
         this.cancel_timer(py)?;
+        if this.home.core.clock.is_stopped() {
+            // Whoever moves it looks.
+            return Ok(());
+        }
         let left = deadline.saturating_sub(this.now(py)?) as f64 / 1e9;
         let on_timer = slf.getattr(intern!(py, "_on_timer"))?;
         let timer = this

@@ -10,7 +10,9 @@ use pyo3::types::PyString;
 use super::clock::monotonic_ns;
 use super::core::Core;
 use super::event::Event;
-use super::ops::{FutureWaker, PyLane, PySeat, Signal, Waker};
+use super::native;
+use super::ops::{self, FutureWaker, PyLane, PySeat, Signal, Waker};
+use super::receipt::Receipt;
 use crate::engine::ops::Wake;
 use crate::engine::settlement::Outcome;
 use crate::engine::sync::lock;
@@ -62,7 +64,11 @@ impl StreamSource {
         }
     }
 
-    fn take(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    fn take(
+        &self,
+        py: Python<'_>,
+        look: impl FnOnce(&ops::Event, u64),
+    ) -> PyResult<Option<Py<PyAny>>> {
         let Some(core) = self.core.upgrade() else {
             return Ok(None);
         };
@@ -80,6 +86,7 @@ impl StreamSource {
             &self.name,
             None,
         );
+        look(&entry.event, entry.sequence);
         // Handed over is done: a stream has no handler that could fail.
         core.bus
             .finish(&self.lane, &mut entry, Outcome::Done, None, false, now);
@@ -99,7 +106,19 @@ impl StreamSource {
 impl StreamSource {
     /// The next event, if there is one.
     fn take_now(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.take(py)
+        self.take(py, |_, _| {})
+    }
+
+    /// The same with its receipt, which can be asked whether the event is settled, and not for its outcomes.
+    fn take_with_receipt(&self, py: Python<'_>) -> PyResult<Option<(Py<PyAny>, Py<Receipt>)>> {
+        let mut receipt = None;
+        let event = self.take(py, |event, sequence| {
+            receipt = Some(Receipt::of_event(event.clone(), sequence));
+        })?;
+        let receipt = receipt
+            .map(|receipt| native::make(py, receipt))
+            .transpose()?;
+        Ok(event.zip(receipt.map(Bound::unbind)))
     }
 
     /// A future of the running loop that is done when it is worth looking again.
@@ -118,7 +137,7 @@ impl StreamSource {
         if let Some(waker) = self.register(Waker::Thread(signal.clone())) {
             waker.wake();
         }
-        signal.wait(py, timeout.map(super::ops::seconds))
+        signal.wait(py, timeout.map(ops::seconds))
     }
 
     /// How many events were dropped because nobody came for them.

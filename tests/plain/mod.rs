@@ -153,6 +153,7 @@ pub fn options(name: &str, bound: usize) -> LaneOptions {
         overflow: Overflow::Block,
         bound,
         passive: false,
+        untimed: false,
         retry: None,
         holds: Holds::Level,
         breaker: None,

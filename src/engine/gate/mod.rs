@@ -8,6 +8,7 @@
 //! as [`Effects`].
 
 mod cycle;
+mod discard;
 mod effects;
 mod full;
 mod quiet;
@@ -36,6 +37,7 @@ use super::topic::Topic;
 
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
+pub use self::quiet::Calm;
 pub use self::waiting::Ticket;
 
 /// What a publisher does when there is no room.
@@ -132,8 +134,8 @@ struct State<O: Ops> {
     /// Handlers that wait, by the lane that they occupy: for lanes to go on, or as one of the
     /// waiters, which has no lanes here.
     blocked: HashMap<LaneId, Vec<Blocked<O>>>,
-    /// Whom to wake when all is quiet, or all but one lane.
-    drainers: Vec<(O::Waker, Option<LaneId>)>,
+    /// Whom to wake when all is so calm.
+    drainers: Vec<(O::Waker, Calm)>,
     counts: Counts,
 }
 
@@ -576,6 +578,7 @@ impl<O: Ops> State<O> {
             }
         }
         lane.entering(level);
+        let timing = timing.filter(|_| !lane.options.untimed);
         let expires = timing.and_then(|timing| timing.expires);
         let entry = Entry::new(sequence, at, token, level, event.clone(), expires);
         match timing.and_then(|timing| timing.due) {

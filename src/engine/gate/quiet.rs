@@ -1,4 +1,4 @@
-//! When nothing is queued, running or waiting any more, and who wants to know.
+//! When there is nothing left to do, or nothing for now, and who wants to know.
 
 use super::effects::Effects;
 use super::{Gate, State};
@@ -9,24 +9,33 @@ use crate::engine::sync::{
     lock,
 };
 
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calm {
+    /// Nothing is queued, running or waiting, but for the lane that is excused (the caller's own).
+    Quiet(Option<LaneId>),
+    /// At most so many handlers run, and none could be started before time passes or somebody does
+    /// something.
+    Still(usize),
+}
+
 impl<O: Ops> Gate<O> {
-    /// Registers whom to wake when nothing is queued, running or waiting, but for the lane that is
-    /// excused (the caller's own); gives it back if so now.
-    pub fn when_quiet(&self, waker: O::Waker, excused: Option<LaneId>) -> Result<(), O::Waker> {
+    /// Registers whom to wake when it is so calm; gives it back if so now.
+    pub fn when(&self, calm: Calm, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
         self.draining.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        if state.is_quiet(excused) {
+        if state.is(calm) {
             self.draining.fetch_sub(1, Ordering::SeqCst);
             return Err(waker);
         }
-        state.drainers.push((waker, excused));
+        state.drainers.push((waker, calm));
         Ok(())
     }
 
-    /// Whether nothing is queued, running or waiting, but for the lane that is excused.
-    pub fn is_quiet(&self, excused: Option<LaneId>) -> bool {
-        lock(&self.state).is_quiet(excused)
+    /// Whether it is so calm now.
+    pub fn is(&self, calm: Calm) -> bool {
+        lock(&self.state).is(calm)
     }
 
     /// To be called after a handler's end in a lane that starts nothing more for now.
@@ -42,11 +51,11 @@ impl<O: Ops> Gate<O> {
     pub(super) fn notice_quiet(&self, state: &mut State<O>, effects: &mut Effects<O>) {
         let drainers = std::mem::take(&mut state.drainers);
         let before = drainers.len();
-        for (waker, excused) in drainers {
-            if state.is_quiet(excused) {
+        for (waker, calm) in drainers {
+            if state.is(calm) {
                 effects.put_off().wakers.push(waker);
             } else {
-                state.drainers.push((waker, excused));
+                state.drainers.push((waker, calm));
             }
         }
         self.draining
@@ -55,6 +64,13 @@ impl<O: Ops> Gate<O> {
 }
 
 impl<O: Ops> State<O> {
+    fn is(&self, calm: Calm) -> bool {
+        match calm {
+            Calm::Quiet(excused) => self.is_quiet(excused),
+            Calm::Still(running) => self.is_still(running),
+        }
+    }
+
     fn is_quiet(&self, excused: Option<LaneId>) -> bool {
         self.waiters.is_empty()
             && self.held.is_empty()
@@ -63,5 +79,19 @@ impl<O: Ops> State<O> {
                 .iter()
                 .flatten()
                 .all(|door| Some(door.lane.id) == excused || door.lane.is_quiet())
+    }
+
+    /// No handler can add to a lane that was looked at before its own: what it publishes has to pass
+    /// the gate, which is locked.
+    fn is_still(&self, running: usize) -> bool {
+        let mut left = running;
+        self.doors.iter().flatten().all(|door| {
+            let Some(running) = door.lane.at_rest() else {
+                return false;
+            };
+            let enough = running <= left;
+            left = left.saturating_sub(running);
+            enough
+        })
     }
 }

@@ -13,6 +13,7 @@ mod keys;
 mod line;
 mod options;
 mod report;
+mod rest;
 mod retry;
 
 use self::consumer::{CLOSED, Consumer, PARKED, PAUSED, POPPING, REFUSED};
@@ -385,13 +386,8 @@ impl<O: Ops> Lane<O> {
     /// Ends the lane: starts nothing more, and returns what was queued, counted as dropped.
     /// The gate must not push to it any more.
     pub fn close(&self) -> Vec<Entry<O>> {
-        let mut consumer = lock(&self.consumer);
-        consumer.barred |= CLOSED;
-        let left = consumer.drain();
-        for (entered, left) in self.entered.iter().zip(&self.left) {
-            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
-        }
-        drop(consumer);
+        lock(&self.consumer).barred |= CLOSED;
+        let left = self.empty();
         self.forsake();
         left
     }

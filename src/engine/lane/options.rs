@@ -66,6 +66,8 @@ pub struct LaneOptions {
     pub bound: usize,
     /// Nobody is owed the handling of its events: they hold up no settlement, drain or stop.
     pub passive: bool,
+    /// It gets events when they are accepted, whatever times their publishers have set.
+    pub untimed: bool,
     /// Whether and when a failed run is repeated; none: never.
     pub retry: Option<RetryPolicy>,
     /// What waits meanwhile.

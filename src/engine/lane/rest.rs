@@ -1,0 +1,48 @@
+//! A lane as a whole: whether it has come to rest, and the end of all that waits in it.
+
+use super::consumer::POPPING;
+use super::holding::NEVER;
+use super::{Entry, Lane, Nanos};
+use crate::engine::ops::Ops;
+use crate::engine::sync::{atomic::Ordering, lock};
+
+impl<O: Ops> Lane<O> {
+    /// Handlers at work, if no other could be started now; none: one could.
+    pub(in crate::engine) fn at_rest(&self) -> Option<usize> {
+        if self.options.passive {
+            return Some(0);
+        }
+        let mut consumer = lock(&self.consumer);
+        let startable = self.may_start(&consumer) && self.has_work(&mut consumer);
+        (!startable).then(|| self.running())
+    }
+
+    /// Lets go of everything that waits, counted as dropped. The gate must not push meanwhile.
+    pub(in crate::engine) fn empty(&self) -> Vec<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        let left = consumer.drain();
+        for (entered, left) in self.entered.iter().zip(&self.left) {
+            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
+        }
+        left
+    }
+
+    /// A fault on purpose, for tests of what has to notice it: what comes next, or else what waits
+    /// for its time, is gone without a trace. None: nothing waits.
+    pub fn lose(&self, now: Nanos) -> Option<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        let next = consumer.next(now, |level| self.depth_at(level) == 0);
+        let entry = match next {
+            Some(entry) => {
+                if consumer.barred & POPPING == 0 {
+                    consumer.leave(entry.token, None);
+                }
+                consumer.barred &= !POPPING;
+                entry
+            }
+            None => consumer.holding.pop(NEVER)?.1.entry,
+        };
+        self.leaves(entry.level, 1);
+        Some(entry)
+    }
+}
