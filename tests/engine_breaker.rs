@@ -414,3 +414,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_a_bus_had_at_a_fork_stays_with_the_parent() {
+    let mut world = World::new();
+    let shared = breaker(1, 1);
+    let told = LaneOptions {
+        order: Order::Token,
+        concurrency: 2,
+        retry: retry(9),
+        breaker: Some(shared.clone()),
+        ..options("lane", 2)
+    };
+    let lane = world.lane("t", told);
+    shared.force(State::HalfOpen, 0);
+    world.publish("t", Normal);
+    world.publish("t", Normal);
+    let probe = world.bus.take(&lane, 0).expect("the probe").entry;
+    world.publish("t", Normal);
+    let waits = publish(&world.bus, "t", Normal, 0, Patience::Wait);
+    assert!(matches!(waits, Published::Waiting(_)));
+    // In the child there is no thread that runs the first, and none that waits.
+    world.bus.forked(0);
+    let (counts, lanes) = world.bus.report();
+    assert_eq!(
+        (counts.accepted, counts.cancelled, counts.waiting),
+        (3, 1, 0)
+    );
+    let report = &lanes[0].2;
+    assert_eq!((report.running, report.depth), (0, [0; 4]));
+    assert_eq!((lanes[0].1, report.tally.dropped), (3, 3));
+    assert!(world.bus.is_quiet(None));
+    assert_eq!(shared.snapshot().probes, 0);
+    world.publish("t", Normal);
+    world.serve();
+    assert_eq!(world.numbers(true), [4]);
+    std::mem::forget(probe);
+}

@@ -61,6 +61,10 @@ class EventLog:
             self._file.write(line + "\n")
             self._file.flush()
 
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held it is not here."""
+        self._lock = threading.Lock()
+
     def close(self) -> None:
         """Close the file; the next write opens it again."""
         with self._lock:

@@ -8,6 +8,7 @@ one; the last bus that stops restores what was set before.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
@@ -39,3 +40,13 @@ def release() -> None:
             if abs(sys.getswitchinterval() - INTERVAL) < 1e-6:
                 sys.setswitchinterval(_before)
             _before = None
+
+
+def _renew_lock() -> None:
+    """In a forked child: whoever held it is not here."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -7,6 +7,8 @@ import inspect
 import math
 import os
 import sys
+import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
@@ -144,9 +146,6 @@ class Table:
     """Who listens to what. Called under the bus's lock of subscriptions."""
 
     def __init__(self, bus: EventBus) -> None:
-        import threading
-        import weakref
-
         # The bus owns the table; the other direction must not keep it alive.
         self._bus = weakref.ref(bus)
         self._lock = threading.RLock()
@@ -156,6 +155,10 @@ class Table:
         self._counts: dict[str, int] = {}
         self._topics: dict[str, list[Subscription]] = {}
         self.observer: Observer | None = None
+
+    def renew_lock(self) -> None:
+        """In a forked child: whoever held it is not here."""
+        self._lock = threading.RLock()
 
     def subscribe(self, topics: tuple[str, ...], handler: Handler, options: SubscribeOptions) -> Subscription:
         """Begin a subscription, in the handler's shared lane if there is no option."""

@@ -11,12 +11,15 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
-from ironbus import _core, _exit, _interval
+# What the native code looks up by name is imported here: a fork in the middle of a first import
+# would leave the child without it for ever.
+from ironbus import _core, _exit, _failures, _interval, _log, _slot_task, _waiting  # noqa: F401
 from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._event_log import EventLog
 from ironbus._retry import check_random
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ironbus")
 
 F = TypeVar("F", bound=Handler)
+
+#: All that there are, for what must be done in a forked child.
+_buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 #: Seconds that stop() waits for handlers that it has cancelled.
 _GRACE = 1.0
@@ -147,6 +153,7 @@ class EventBus(_core.Bus):
             self._log = EventLog(folder)
             self._log_lane = self._make_lane(self._log.write, name="(event log)", **_LOG_LANE)
             self._log_lane.subscribe(["*"])
+        _buses.add(self)
 
     # Subscribing -----------------------------------------------------------------
 
@@ -636,6 +643,20 @@ def _statistics(lane: dict[str, Any], uptime: float) -> SubscriptionStatistics:
         breaker=lane["breaker"],
     )
 
+
+def _renew_locks() -> None:
+    """In a forked child: another thread may have held a lock, and is not here to let go of it."""
+    global _bus_lock
+    _bus_lock = threading.Lock()
+    for bus in list(_buses):
+        bus._lifecycle = threading.Lock()
+        bus._table.renew_lock()
+        if bus._log is not None:
+            bus._log.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 _bus: EventBus | None = None
 _bus_process: int | None = None

@@ -255,6 +255,14 @@ impl Circuit {
         change
     }
 
+    /// No probe that was let through comes back: others may take their places.
+    pub fn forget_probes(&mut self, now: Nanos) -> Option<Change> {
+        if self.state == State::HalfOpen && self.probes > 0 {
+            return self.go(State::HalfOpen, now);
+        }
+        None
+    }
+
     /// Goes by other rules from now on; nothing changes before the next call.
     pub fn set_config(&mut self, config: BreakerConfig) {
         self.config = config;
@@ -382,6 +390,12 @@ impl Breaker {
     /// See [`Circuit::restore`].
     pub fn restore(&self, before: Circuit, now: Nanos) {
         let change = lock(&self.circuit).restore(before, now);
+        self.tell(change);
+    }
+
+    /// See [`Circuit::forget_probes`].
+    pub fn forget_probes(&self, now: Nanos) {
+        let change = lock(&self.circuit).forget_probes(now);
         self.tell(change);
     }
 

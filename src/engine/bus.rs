@@ -213,6 +213,15 @@ impl<O: Ops> Bus<O> {
         self.carry_out(effects, now);
     }
 
+    /// In a child of the process in which the bus was open, before it is opened here. See
+    /// [`Gate::forked`].
+    pub fn forked(&self, now: Nanos) {
+        self.timers.clear();
+        let mut effects = Effects::default();
+        self.gate.forked(now, &mut effects);
+        self.carry_out(effects, now);
+    }
+
     /// Keeps events from now on.
     pub fn close(&self) {
         self.gate.close();

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::thread;
 
-use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::event_loop::{Home, LoopSeat};
+use super::once::intern;
 use super::ops::{PySeat, report_unless_closed};
 use super::policy::seconds;
 use super::slot::Slot;
@@ -156,7 +156,7 @@ impl Home {
 
 /// What another thread asks the loop to call.
 #[pyclass(frozen)]
-struct Rearm(Arc<Home>);
+pub struct Rearm(Arc<Home>);
 
 #[pymethods]
 impl Rearm {
@@ -167,7 +167,7 @@ impl Rearm {
 
 /// What the loop calls when the timer runs out.
 #[pyclass(frozen)]
-struct Tick(Arc<Home>);
+pub struct Tick(Arc<Home>);
 
 #[pymethods]
 impl Tick {

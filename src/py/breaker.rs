@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use super::once::Once;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::clock::{Clock, monotonic_ns, wall_at};
@@ -80,7 +80,7 @@ pub fn state_name(state: State) -> &'static str {
 
 /// The member of `CircuitState`.
 fn state_member<'py>(py: Python<'py>, state: State) -> PyResult<Bound<'py, PyAny>> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static CLASS: Once<Py<PyAny>> = Once::new();
     let class = CLASS.import(py, "ironbus._breaker", "CircuitState")?;
     class.call1((state_name(state),))
 }
@@ -348,8 +348,8 @@ impl Listeners {
     }
 
     fn tell_one(&self, py: Python<'_>, transition: Transition) -> PyResult<()> {
-        static CHANGED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        static FAILED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static CHANGED: Once<Py<PyAny>> = Once::new();
+        static FAILED: Once<Py<PyAny>> = Once::new();
         let old = state_member(py, transition.from)?;
         let new = state_member(py, transition.to)?;
         let changed = CHANGED.import(py, "ironbus._log", "circuit_changed")?;

@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use pyo3::PyTraverseError;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
-use pyo3::{PyTraverseError, intern};
 
 use super::breaker::{self, Breaker};
 use super::cell::GilCell;
@@ -16,6 +16,7 @@ use super::core::{Core, Settings};
 use super::current;
 use super::errors::Error;
 use super::native::{self, AsyncMethods};
+use super::once::intern;
 use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
 use super::policy::{Policy, seconds};
 use super::prepare::Options;
@@ -295,8 +296,13 @@ impl Bus {
             return Ok(false);
         }
         let now = core.now(py)?;
+        let forked = core.check_process(py).is_err();
         core.set_running(true, now);
         core.event_loop().open(py, &core, event_loop)?;
+        if forked {
+            core.pool().forked();
+            core.bus.forked(now);
+        }
         core.pool().open(py, &core)?;
         core.release_held();
         core.bus.open(now);

@@ -5,8 +5,9 @@
 //! standard library of the running Python makes it, by construction. The native
 //! class stores the fields, and Rust makes instances without that `__init__`.
 
-use pyo3::intern;
 use pyo3::prelude::*;
+
+use super::once::intern;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 /// What `@dataclass` adds to a class. `__replace__` is there from Python 3.13 on.

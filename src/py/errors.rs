@@ -1,9 +1,9 @@
 //! From the engine's errors and our own checks to the one exception tree of
 //! `ironbus.errors`. The texts name the field and the fix and never a value.
 
-use pyo3::intern;
+use super::once::Once;
+use super::once::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::engine::error::EngineError;
@@ -20,7 +20,7 @@ macro_rules! exceptions {
             pub fn class<'py>(self, py: Python<'py>) -> PyResult<&'py Bound<'py, PyType>> {
                 match self {
                     $(Error::$name => {
-                        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+                        static CLASS: Once<Py<PyType>> = Once::new();
                         CLASS.import(py, "ironbus.errors", stringify!($name))
                     })*
                 }

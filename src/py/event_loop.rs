@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -19,6 +18,7 @@ use super::alarm::Armed;
 use super::cell::GilCell;
 use super::context::Base;
 use super::core::Core;
+use super::once::intern;
 use super::ops::{PyLane, report_unless_closed, resolve};
 use super::run::Job;
 use super::slot::Slot;
@@ -287,7 +287,7 @@ impl Home {
 
 /// What another thread asks the loop to call.
 #[pyclass(frozen)]
-struct Rouser(Arc<Home>);
+pub struct Rouser(Arc<Home>);
 
 #[pymethods]
 impl Rouser {

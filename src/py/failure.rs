@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::once::Once;
+use super::once::intern;
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit, PyTimeoutError};
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use super::core::Core;
@@ -28,7 +28,7 @@ pub enum Kind {
 
 /// Tells the kinds apart.
 pub fn kind(py: Python<'_>, error: &PyErr) -> Kind {
-    static CANCELLED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static CANCELLED: Once<Py<PyType>> = Once::new();
     if error.is_instance_of::<PyKeyboardInterrupt>(py) || error.is_instance_of::<PySystemExit>(py) {
         return Kind::Ending;
     }
@@ -105,7 +105,7 @@ pub fn tell(
     failed: &Failed<PyErr>,
     verdict: &Verdict<PyErr>,
 ) {
-    static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static LOG: Once<Py<PyAny>> = Once::new();
     // Who says when to come again has not failed.
     let (Failed::Passing(error)
     | Failed::Cancelled(error)
@@ -132,7 +132,7 @@ pub fn tell(
 
 /// Says in the log that a handler ends the program, and that its subscription is held for that.
 pub fn log_ending(py: Python<'_>, lane: &PyLane, entry: &Entry<PyOps>, error: &PyErr) {
-    static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static LOG: Once<Py<PyAny>> = Once::new();
     let logged = LOG
         .import(py, "ironbus._log", "handler_ended_the_program")
         .and_then(|log| {

@@ -22,6 +22,7 @@ mod failure;
 mod identity;
 mod keys;
 mod native;
+mod once;
 mod ops;
 mod ordering;
 mod policy;
@@ -98,6 +99,13 @@ mod _core {
         native::install_release::<receipt::Receipt>(m.py());
         native::install_pool::<receipt::BatchReceipt>(m.py());
         native::install_release::<receipt::BatchReceipt>(m.py());
+        // The others that are made anywhere: at their first use, a fork might come in between.
+        m.py().get_type::<alarm::Rearm>();
+        m.py().get_type::<alarm::Tick>();
+        m.py().get_type::<event_loop::Rouser>();
+        m.py().get_type::<pool::Worker>();
+        m.py().get_type::<receipt::Guard>();
+        m.py().get_type::<routes::Way>();
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

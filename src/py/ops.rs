@@ -1,13 +1,14 @@
 //! The binding's side of the engine's type parameters: what it carries, whom it wakes
 //! and where lanes are run.
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::{self, ThreadId};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, Thread, ThreadId};
+use std::time::{Duration, Instant};
 
-use pyo3::intern;
+use super::once::Once;
+use super::once::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use super::alarm::LoopAlarm;
 use super::cell::GilCell;
@@ -20,7 +21,7 @@ use super::stream::StreamSeat;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, Wake};
 use crate::engine::settlement::Envelope;
-use crate::engine::sync::{Shared, lock};
+use crate::engine::sync::Shared;
 
 /// Python, as the engine's outside world.
 pub struct PyOps;
@@ -186,7 +187,7 @@ pub fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 fn resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static RESOLVE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static RESOLVE: Once<Py<PyAny>> = Once::new();
     let resolve = RESOLVE.get_or_try_init(py, || {
         wrap_pyfunction!(resolve, py).map(|f| f.into_any().unbind())
     })?;
@@ -195,13 +196,13 @@ fn resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 
 /// The running loop of this thread; an error if there is none.
 pub fn running_loop(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static GET: Once<Py<PyAny>> = Once::new();
     GET.import(py, "asyncio", "get_running_loop")?.call0()
 }
 
 /// Whether this thread runs an event loop right now.
 pub fn in_running_loop(py: Python<'_>) -> PyResult<bool> {
-    static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static GET: Once<Py<PyAny>> = Once::new();
     Ok(!GET
         .import(py, "asyncio", "_get_running_loop")?
         .call0()?
@@ -218,18 +219,27 @@ pub fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
 }
 
-/// A flag that a thread waits for.
-#[derive(Default)]
+/// A flag that the thread which made it waits for. No lock is held while it waits: a fork meanwhile
+/// would leave it taken in the child, where somebody may raise the flag.
 pub struct Signal {
-    set: Mutex<bool>,
-    changed: Condvar,
+    up: AtomicBool,
+    waiter: Thread,
+}
+
+impl Default for Signal {
+    fn default() -> Self {
+        Self {
+            up: AtomicBool::new(false),
+            waiter: thread::current(),
+        }
+    }
 }
 
 impl Signal {
     /// Raises the flag.
     pub fn set(&self) {
-        *lock(&self.set) = true;
-        self.changed.notify_all();
+        self.up.store(true, Ordering::Release);
+        self.waiter.unpark();
     }
 
     /// Waits, detached, until the flag is up or `limit` is over; interruptible by Python signals.
@@ -237,17 +247,23 @@ impl Signal {
     pub fn wait(&self, py: Python<'_>, limit: Option<Duration>) -> PyResult<bool> {
         // Long enough to cost nothing, short enough for Ctrl-C.
         const SLICE: Duration = Duration::from_millis(50);
-        let started = std::time::Instant::now();
+        debug_assert_eq!(self.waiter.id(), thread::current().id());
+        let started = Instant::now();
+        let is_up = || self.up.load(Ordering::Acquire);
         loop {
             let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
-            let slice = left.map_or(SLICE, |left| left.min(SLICE));
-            let up = py.detach(|| {
-                let set = lock(&self.set);
-                let waited = self.changed.wait_timeout_while(set, slice, |set| !*set);
-                *waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+            let slice_over = Instant::now() + left.map_or(SLICE, |left| left.min(SLICE));
+            py.detach(|| {
+                while !is_up() {
+                    let slice = slice_over.saturating_duration_since(Instant::now());
+                    if slice.is_zero() {
+                        break;
+                    }
+                    thread::park_timeout(slice);
+                }
             });
-            if up || left == Some(Duration::ZERO) {
-                return Ok(up);
+            if is_up() || left == Some(Duration::ZERO) {
+                return Ok(is_up());
             }
             py.check_signals()?;
         }

@@ -6,12 +6,12 @@
 
 use pyo3::exceptions::PyException;
 use pyo3::gc::PyVisit;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, exceptions::PyBaseException};
 
 use super::errors::Error;
+use super::once::intern;
 use crate::engine::breaker::{BreakerConfig, Outcome};
 use crate::engine::clock::Nanos;
 use crate::engine::retry::{Failure, Jitter, RetryPolicy};

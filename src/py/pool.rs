@@ -7,10 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use super::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use super::clock::monotonic_ns;
@@ -38,8 +39,8 @@ const STAND_INS: usize = 64;
 
 /// See the module.
 pub struct Pool {
+    /// Only ever locked by who is attached to the interpreter, so that nobody holds it at a fork.
     state: Mutex<State>,
-    work: Condvar,
     workers: usize,
     /// Threads that wait, inside a handler, for the bus: others stand in for them.
     waiting: AtomicUsize,
@@ -48,6 +49,8 @@ pub struct Pool {
 #[derive(Default)]
 struct State {
     ready: VecDeque<PyLane>,
+    /// Threads that wait for work, the last to come last.
+    idle: Vec<(u64, Thread)>,
     crew: Option<Arc<Crew>>,
     /// All threads, of former starts too: a handler that cannot be stopped keeps its place.
     threads: usize,
@@ -55,6 +58,11 @@ struct State {
 }
 
 impl State {
+    /// Has all idle threads look whether they are wanted.
+    fn wake_all(&mut self) {
+        self.idle.drain(..).for_each(|(_, idle)| idle.unpark());
+    }
+
     fn is_of(&self, crew: &Crew) -> bool {
         self.crew
             .as_ref()
@@ -67,8 +75,6 @@ pub struct Crew {
     core: Arc<Core>,
     context: Base,
     threads: Mutex<HashMap<u64, Py<PyAny>>>,
-    /// Those that wait for work. Changed under the pool's lock.
-    idle: AtomicUsize,
     /// Whether one that let go is on its way back.
     returning: Mutex<bool>,
     returned: Condvar,
@@ -79,7 +85,6 @@ impl Pool {
     pub fn new(workers: usize) -> Self {
         Self {
             state: Mutex::default(),
-            work: Condvar::new(),
             workers,
             waiting: AtomicUsize::new(0),
         }
@@ -100,9 +105,8 @@ impl Pool {
     /// Wakes an idle thread for the work that is in line, or makes place for a new one.
     fn staff(&self, state: &mut State) -> Option<(Arc<Crew>, u64)> {
         let crew = state.crew.clone()?;
-        // A thread counts as idle until it has come for its lane, so one may be awaited twice.
-        if state.ready.len() <= crew.idle.load(Ordering::Relaxed) {
-            self.work.notify_one();
+        if let Some((_, idle)) = state.idle.pop() {
+            idle.unpark();
             return None;
         }
         let stand_ins = self.waiting.load(Ordering::Relaxed).min(STAND_INS);
@@ -115,7 +119,7 @@ impl Pool {
     }
 
     fn hire(self: &Arc<Self>, crew: Arc<Crew>, id: u64) {
-        static THREAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static THREAD: Once<Py<PyAny>> = Once::new();
         Python::attach(|py| {
             let started = (|| {
                 let worker = Bound::new(
@@ -184,7 +188,6 @@ impl Pool {
             core: core.clone(),
             context,
             threads: Mutex::default(),
-            idle: AtomicUsize::new(0),
             returning: Mutex::default(),
             returned: Condvar::new(),
         });
@@ -194,7 +197,7 @@ impl Pool {
             // are there, and do not count.
             state.crew = Some(crew);
             state.threads = 0;
-            self.work.notify_all();
+            state.wake_all();
             if state.ready.is_empty() {
                 None
             } else {
@@ -207,12 +210,17 @@ impl Pool {
         Ok(())
     }
 
+    /// In a child of the process that had the threads: they are not here.
+    pub fn forked(&self) {
+        self.waiting.store(0, Ordering::Relaxed);
+    }
+
     /// Begins no more work. The threads end after the handler that each is in; they are returned.
     pub fn close(&self, py: Python<'_>) -> PyResult<Py<PyList>> {
         let crew = {
             let mut state = lock(&self.state);
             let crew = state.crew.take();
-            self.work.notify_all();
+            state.wake_all();
             crew
         };
         let threads = PyList::empty(py);
@@ -248,7 +256,13 @@ impl Pool {
     }
 
     /// The next lane for a worker; none when it should go. `attached` is since when it is.
-    fn take(&self, py: Python<'_>, crew: &Arc<Crew>, attached: &mut u64) -> Option<PyLane> {
+    fn take(
+        &self,
+        py: Python<'_>,
+        crew: &Arc<Crew>,
+        id: u64,
+        attached: &mut u64,
+    ) -> Option<PyLane> {
         let next = |state: &mut State| match &state.crew {
             Some(current) if Arc::ptr_eq(current, crew) => Some(state.ready.pop_front()),
             _ => None,
@@ -259,28 +273,23 @@ impl Pool {
             Some(None) => {}
             None => return None,
         }
-        let lane = py.detach(|| {
-            let until = Instant::now() + IDLE;
-            let mut state = lock(&self.state);
-            crew.idle.fetch_add(1, Ordering::Relaxed);
-            let lane = loop {
-                match next(&mut state) {
-                    Some(Some(lane)) => break Some(lane),
-                    None => break None,
-                    Some(None) => {}
+        let until = Instant::now() + IDLE;
+        loop {
+            {
+                let mut state = lock(&self.state);
+                let lane = next(&mut state);
+                state.idle.retain(|(other, _)| *other != id);
+                match lane {
+                    Some(None) if Instant::now() < until => {
+                        state.idle.push((id, thread::current()));
+                    }
+                    lane => return lane.flatten(),
                 }
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break None;
-                }
-                let waited = self.work.wait_timeout(state, left);
-                state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-            };
-            crew.idle.fetch_sub(1, Ordering::Relaxed);
-            lane
-        });
-        *attached = monotonic_ns();
-        lane
+            }
+            // Under no lock: a fork meanwhile must not leave one taken in the child.
+            py.detach(|| thread::park_timeout(until.saturating_duration_since(Instant::now())));
+            *attached = monotonic_ns();
+        }
     }
 
     /// Whether other lanes wait for a thread.
@@ -314,7 +323,7 @@ impl Crew {
 
 /// A thread's work.
 #[pyclass(frozen)]
-struct Worker {
+pub struct Worker {
     pool: Arc<Pool>,
     crew: Arc<Crew>,
     id: u64,
@@ -338,7 +347,7 @@ impl Worker {
     fn work_as(&self, py: Python<'_>, active: &Active) -> PyResult<()> {
         let core = &self.crew.core;
         let mut attached = monotonic_ns();
-        while let Some(lane) = self.pool.take(py, &self.crew, &mut attached) {
+        while let Some(lane) = self.pool.take(py, &self.crew, self.id, &mut attached) {
             let mut now = core.now(py)?;
             let quantum = monotonic_ns() + TURN;
             let mut next = core.bus.take(&lane, now);

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use super::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
 
 use super::core::Core;
@@ -425,7 +425,7 @@ fn text_of<'py>(given: &Bound<'py, PyAny>, field: &str) -> PyResult<Bound<'py, P
 
 /// A private, read-only copy.
 fn headers_of(given: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-    static PROXY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static PROXY: Once<Py<PyAny>> = Once::new();
     let py = given.py();
     let wrong = |path: &str| {
         Error::InvalidHeaders.exception(

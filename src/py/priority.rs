@@ -1,7 +1,7 @@
 //! Between the engine's levels and the members of Python's `EventPriority`.
 
+use super::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyBool;
 
 use super::errors::Error;
@@ -9,7 +9,7 @@ use crate::engine::priority::Priority;
 
 /// The members of `ironbus.EventPriority` by level, imported once.
 fn members(py: Python<'_>) -> PyResult<&[Py<PyAny>; Priority::COUNT]> {
-    static MEMBERS: PyOnceLock<[Py<PyAny>; Priority::COUNT]> = PyOnceLock::new();
+    static MEMBERS: Once<[Py<PyAny>; Priority::COUNT]> = Once::new();
     MEMBERS.get_or_try_init(py, || {
         let class = py.import("ironbus.priority")?.getattr("EventPriority")?;
         let member = |level: Priority| class.getattr(level.name()).map(Bound::unbind);

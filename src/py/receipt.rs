@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use pyo3::intern;
+use super::once::Once;
+use super::once::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList};
 
 use super::cell::GilCell;
@@ -151,7 +151,7 @@ impl Receipt {
     /// ``Settlement.raise_for_failures``. Call it from any event loop.
     #[pyo3(signature = (*, cascade=false))]
     fn settled<'py>(slf: &Bound<'py, Self>, cascade: bool) -> PyResult<Bound<'py, PyAny>> {
-        static SETTLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static SETTLED: Once<Py<PyAny>> = Once::new();
         SETTLED
             .import(slf.py(), "ironbus._waiting", "settled")?
             .call1((slf, cascade))
@@ -240,7 +240,7 @@ impl Receipt {
     /// What is known now, by subscription.
     #[pyo3(name = "_settlement")]
     fn settlement<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        static SETTLEMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static SETTLEMENT: Once<Py<PyAny>> = Once::new();
         let (py, this) = (slf.py(), slf.get());
         let outcomes = PyDict::new(py);
         let failures = PyList::empty(py);

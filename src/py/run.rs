@@ -11,6 +11,7 @@ use super::current::{self, Active, Delivery};
 use super::event::Event;
 use super::failure::{self, Kind};
 use super::native::{self, Sent};
+use super::once::intern;
 use super::ops::{PyLane, PyOps};
 use super::record;
 use crate::engine::bus::Next;
@@ -276,7 +277,7 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
 /// `throw` into a coroutine, or into an iterator that has none.
 fn throw<'py>(iterator: &Bound<'py, PyAny>, error: &Bound<'py, PyAny>) -> PyResult<Sent<'py>> {
     let py = iterator.py();
-    let Some(method) = iterator.getattr_opt(pyo3::intern!(py, "throw"))? else {
+    let Some(method) = iterator.getattr_opt(intern!(py, "throw"))? else {
         return Err(PyErr::from_value(error.clone()));
     };
     match method.call1((error,)) {

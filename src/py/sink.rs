@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
+use super::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString};
 
 use super::clock::{Clock, monotonic_ns, wall_at};
@@ -159,7 +159,7 @@ impl LetterSink {
 
 /// The texts of an exception, and the place where it was raised.
 fn describe(py: Python<'_>, error: &PyErr) -> PyResult<(Failure, String)> {
-    static DESCRIBE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static DESCRIBE: Once<Py<PyAny>> = Once::new();
     let describe = DESCRIBE.import(py, "ironbus._failures", "describe")?;
     let (exception_type, message, traceback, place) =
         describe.call1((error.value(py),))?.extract()?;
@@ -178,7 +178,7 @@ fn describe_event(
     sequence: u64,
     now: WallSeconds,
 ) -> PyResult<(DeadEvent, bool)> {
-    static ENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static ENCODE: Once<Py<PyAny>> = Once::new();
     let encode = ENCODE.import(py, "ironbus._failures", "encode")?;
     let (data, encoded): (String, bool) = encode.call1((&record.data,))?.extract()?;
     let extras = record.extras.as_deref();
@@ -222,13 +222,13 @@ fn text(object: &Bound<'_, PyAny>) -> PyResult<String> {
 }
 
 fn qualified_name(py: Python<'_>, handler: &Py<PyAny>) -> PyResult<String> {
-    static NAME: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static NAME: Once<Py<PyAny>> = Once::new();
     let name = NAME.import(py, "ironbus._subscriptions", "qualified_name")?;
     text(&name.call1((handler,))?)
 }
 
 fn say_parked(py: Python<'_>, dying: &Dying<'_, PyOps>, reason: &str) -> PyResult<()> {
-    static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static LOG: Once<Py<PyAny>> = Once::new();
     let log = LOG.import(py, "ironbus._log", "parked")?;
     let name = &dying.lane.handler.name;
     log.call1((name, dying.entry.sequence, reason)).map(drop)

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::once::Once;
+use super::once::intern;
+use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
-use pyo3::{PyTraverseError, intern};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
@@ -60,7 +61,7 @@ enum Rest<'py> {
 impl Slot {
     /// A new slot and its task.
     pub fn spawn(py: Python<'_>, home: Arc<Home>, id: u64) -> PyResult<()> {
-        static TASK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static TASK: Once<Py<PyAny>> = Once::new();
         let event_loop = home.event_loop.clone_ref(py);
         let context = home.context.fresh(py)?;
         let slot = Slot {

@@ -5,13 +5,13 @@
 use std::sync::{Arc, Weak};
 
 use pyo3::exceptions::PyReferenceError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::bus::{Bus, LaneHandle};
 use super::core::Core;
 use super::event_loop::Home;
+use super::once::intern;
 use super::ops::{FutureWaker, Waker};
 use super::prepare::key_digest;
 use super::walk;

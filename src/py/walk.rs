@@ -5,8 +5,8 @@
 
 use std::cell::Cell;
 
+use super::once::Once;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
 use super::errors::Error;
@@ -111,7 +111,7 @@ fn write_by_standard_library(
 
 /// What `json.dumps` makes for each of its calls, made once.
 fn encode(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static ENCODE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static ENCODE: Once<Py<PyAny>> = Once::new();
     let encode = ENCODE.get_or_try_init(py, || {
         let options = PyDict::new(py);
         options.set_item("sort_keys", true)?;

@@ -479,6 +479,28 @@ impl<O: Ops> Gate<O> {
         drop(held);
     }
 
+    /// In a child of the process in which the gate was open: what was let in stays with the parent,
+    /// and so do the publishers that wait. See [`Lane::forked`].
+    pub fn forked(&self, now: Nanos, effects: &mut Effects<O>) {
+        let mut state = lock(&self.state);
+        for door in state.doors.iter().flatten() {
+            for entry in door.lane.forked(now) {
+                effects.let_go(&door.lane, entry.event);
+            }
+        }
+        let ids: Vec<u64> = state.waiters.keys().copied().collect();
+        for id in ids {
+            let waiter = state.dequeue(id).expect("listed");
+            state.counts.waiting -= 1;
+            state.counts.cancelled += 1;
+            effects.put_off().refused.push(waiter);
+        }
+        state.counts.cancelled += state.counts.waiting;
+        state.counts.waiting = 0;
+        state.blocked.clear();
+        self.notice_quiet(&mut state, effects);
+    }
+
     /// Closes the gate: from now on events are kept for the next start.
     pub fn close(&self) {
         lock(&self.state).open = false;

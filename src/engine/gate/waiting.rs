@@ -275,7 +275,7 @@ impl<O: Ops> State<O> {
         any
     }
 
-    fn dequeue(&mut self, id: u64) -> Option<Waiter<O>> {
+    pub(super) fn dequeue(&mut self, id: u64) -> Option<Waiter<O>> {
         let waiter = self.waiters.remove(&id)?;
         let mut left_line = |key: (LaneId, Priority)| {
             let Some(line) = self.lines.get_mut(&key) else {

@@ -253,6 +253,13 @@ impl<O: Ops> Consumer<O> {
         entry.or_else(|| self.holding.evict(level))
     }
 
+    /// Nothing runs any more, and nobody comes by.
+    pub(super) fn begin_anew(&mut self) {
+        self.keys = Keys::default();
+        self.barred &= PAUSED | CLOSED;
+        (self.ask_at, self.unpark_at, self.armed) = (NEVER, NEVER, NEVER);
+    }
+
     /// Lets go of everything, counted as dropped.
     pub(super) fn drain(&mut self) -> Vec<Entry<O>> {
         let mut left: Vec<_> = self.ready.drain().collect();

@@ -46,6 +46,11 @@ impl<O: Ops> Guard<O> {
         self.breaker.ask(now)
     }
 
+    /// Probes that run in another process do not come back.
+    pub(super) fn forked(&self, now: Nanos) {
+        self.breaker.forget_probes(now);
+    }
+
     /// Waits no more.
     pub(super) fn forsake(&self) {
         let lane = lock(&self.bell.0).take();

@@ -392,6 +392,28 @@ impl<O: Ops> Lane<O> {
         left
     }
 
+    /// In a child of the process that ran the lane: what it had stays with the parent, and counts as
+    /// dropped here; also what ran on threads that are not here. Returns what was queued.
+    pub(super) fn forked(&self, now: Nanos) -> Vec<Entry<O>> {
+        self.forsake();
+        let mut consumer = lock(&self.consumer);
+        let left = consumer.drain();
+        for _ in 0..self.running() {
+            consumer.tally.count(Tallied::Dropped);
+        }
+        consumer.begin_anew();
+        for (entered, left) in self.entered.iter().zip(&self.left) {
+            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
+        }
+        self.running.store(0, Ordering::Release);
+        self.enter(IDLE);
+        drop(consumer);
+        if let Some(guard) = &self.guard {
+            guard.forked(now);
+        }
+        left
+    }
+
     /// Lets go of what may hold the lane from outside.
     pub(super) fn forsake(&self) {
         if let Some(guard) = &self.guard {

@@ -5,15 +5,16 @@
 //! others must be their default. A getter would show itself, and become the default
 //! of `@dataclass class My(Event): data: Order`.
 
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyMappingProxy, PyString};
-use pyo3::{IntoPyObjectExt, intern};
 
 use super::fields::{Field, default_source};
 use super::{Event, slots};
 use crate::py::delivery::Delivery;
 use crate::py::identity::Identity;
+use crate::py::once::intern;
 use crate::py::priority;
 
 /// What the bus knows about a delivered event beyond the five fields.
@@ -251,8 +252,8 @@ impl Known {
 
 /// One empty mapping for all events without headers.
 fn no_headers(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
-    use pyo3::sync::PyOnceLock;
-    static EMPTY: PyOnceLock<Py<PyMappingProxy>> = PyOnceLock::new();
+    use crate::py::once::Once;
+    static EMPTY: Once<Py<PyMappingProxy>> = Once::new();
     let empty = EMPTY.get_or_init(py, || {
         PyMappingProxy::new(py, PyDict::new(py).as_mapping()).unbind()
     });

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::py::once::Once;
+use crate::py::once::intern;
+use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
-use pyo3::{PyTraverseError, intern};
 
 use super::fields::{Fields, default_source};
 use super::{Event, pool, slots};
@@ -124,7 +125,7 @@ fn deliver_copy(template: &Bound<'_, PyAny>, delivered: Delivered) -> PyResult<P
 
 /// `copy.copy`.
 pub fn copy<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static COPY: Once<Py<PyAny>> = Once::new();
     let py = object.py();
     let copy = COPY.get_or_try_init(py, || {
         Ok::<_, PyErr>(py.import("copy")?.getattr(intern!(py, "copy"))?.unbind())

@@ -1,11 +1,12 @@
 //! The five fields of an event in native form.
 
+use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
-use pyo3::{PyTraverseError, intern};
 
 use crate::py::identity::Identity;
+use crate::py::once::intern;
 use crate::py::record::Stamp;
 
 /// In the order of the constructor's parameters.

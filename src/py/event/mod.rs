@@ -21,12 +21,13 @@ mod tests;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyGenericAlias, PyList, PyString, PyTuple, PyType};
-use pyo3::{IntoPyObjectExt, PyTraverseError, intern};
+use pyo3::{IntoPyObjectExt, PyTraverseError};
 
 use self::delivered::Delivered;
 use self::fields::{Field, Fields, default_source};
 use super::identity::Identity;
 use super::record::Stamp;
+use crate::py::once::intern;
 
 #[allow(unused_imports)] // used by publish
 pub use self::publish::{Published, record_of};

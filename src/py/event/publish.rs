@@ -1,7 +1,6 @@
 //! From an event that a caller publishes to what the bus remembers of it.
 
 use pyo3::exceptions::PyAttributeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -9,6 +8,7 @@ use super::fields::default_source;
 use super::{Event, delivered, slots};
 use crate::py::errors::Error;
 use crate::py::identity::Identity;
+use crate::py::once::intern;
 use crate::py::record::Stamp;
 
 /// The caller's part of a [`Record`](crate::py::record::Record), not yet validated.

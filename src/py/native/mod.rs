@@ -13,8 +13,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use pyo3::exceptions::{PyRuntimeError, PySystemError};
-use pyo3::intern;
 use pyo3::prelude::*;
+
+use crate::py::once::intern;
 use pyo3::types::PyString;
 use pyo3::{PyClass, PyTypeInfo, ffi};
 

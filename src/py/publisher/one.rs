@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -15,6 +14,7 @@ use crate::py::core::Core;
 use crate::py::current::{self, Origin};
 use crate::py::errors;
 use crate::py::native::{self, Arguments, Coroutine, Sent};
+use crate::py::once::intern;
 use crate::py::ops::block_on;
 use crate::py::prepare::{Options, Prepared, prepare};
 use crate::py::receipt::Receipt;
