@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use durable::{Bus, NOW, event, lock};
 use ironbus::engine::dead_letters::{DeadLetter, DeadLetters, Limits};
 use ironbus::engine::journal::{
-    Answer, Damage, Event, StragglerState, Value, Verification, backup, query, verify,
+    Answer, Damage, Event, Faults, JournalError, StragglerState, Value, Verification, backup,
+    query, verify,
 };
 use ironbus::engine::priority::Priority::{High, Normal};
 use ironbus::engine::store::{Durability, Problem};
@@ -152,6 +153,20 @@ fn each_kind_of_damage_is_found() {
         let findings: Vec<&str> = finding.split_terminator('\n').collect();
         assert_eq!(found.findings, findings, "{sql}");
     }
+}
+
+#[test]
+fn a_journal_that_has_lost_its_own_row_is_not_taken_for_a_new_one() {
+    let (_folder, path) = folder();
+    furnished(&path).journal.close().expect("in order");
+    let raw = Connection::open(&path).expect("opens");
+    raw.execute_batch("DELETE FROM journal").expect("damage");
+    drop(raw);
+    assert!(!verify(&path).expect("readable").is_clean());
+    let Err(JournalError::Store(error)) = Bus::open_with(&path, Faults::default()) else {
+        panic!("its numbers would begin again")
+    };
+    assert_eq!(error.problem, Problem::Corrupt);
 }
 
 #[test]

@@ -110,8 +110,7 @@ impl SqliteStorage {
             let connection = &storage.connection;
             connection.set_prepared_statement_cache_capacity(64);
             table::prepare(connection)?;
-            let new: bool =
-                connection.query_row("SELECT count(*) = 0 FROM journal", [], |row| row.get(0))?;
+            let new = upkeep::is_new(connection)?;
             if new {
                 rows::write_head(connection, &Head::default(), &storage.identity)?;
             }

@@ -8,6 +8,14 @@ use super::LEVELS;
 use super::rows::{self, EventRow};
 use crate::engine::store::{Problem, WallSeconds};
 
+/// Whether nothing was ever written. A journal that has lost its own row is not new: its numbers
+/// would begin again.
+pub(super) fn is_new(connection: &Connection) -> Result<bool, Problem> {
+    let sql = "SELECT NOT EXISTS (SELECT 1 FROM journal) AND NOT EXISTS (SELECT 1 FROM event) \
+        AND NOT EXISTS (SELECT 1 FROM subscription) AND NOT EXISTS (SELECT 1 FROM dead_letter)";
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
+}
+
 pub(super) fn register(
     connection: &Connection,
     name: &str,
