@@ -190,31 +190,67 @@ fn prepare_parts<'py, R>(
     wall: f64,
     next: impl FnOnce(Prepared) -> R,
 ) -> PyResult<R> {
-    let (type_, data, seconds, number, given) = match event.cast_into::<PyString>() {
+    let plain = options.is_none()
+        && origin.is_none()
+        && !core.wants_contexts()
+        && !core.settings.by_content;
+    // The common event has a way of its own, in which most is known beforehand and nothing has to
+    // go over the stack.
+    match event.cast_into::<PyString>() {
         Ok(type_) => {
             let data = match data {
                 Some(data) if data.is_truthy()? => data.unbind(),
                 _ => PyDict::new(py).into_any().unbind(),
             };
-            (type_.unbind(), data, wall, identity::next_number(), None)
+            let number = identity::next_number();
+            let parts = (type_.unbind(), data, wall, number, None);
+            if plain {
+                Ok(next(complete(core, parts, Details::default(), None, py)?))
+            } else {
+                detailed(py, core, parts, options, origin).map(next)
+            }
         }
-        Err(other) => parts_of(py, &other.into_inner(), wall)?,
-    };
+        Err(other) => {
+            let parts = parts_of(py, &other.into_inner(), wall)?;
+            detailed(py, core, parts, options, origin).map(next)
+        }
+    }
+}
+
+#[inline(never)]
+fn detailed(
+    py: Python<'_>,
+    core: &Core,
+    parts: Parts,
+    options: Option<&Options>,
+    origin: Option<&Origin>,
+) -> PyResult<Prepared> {
+    let mut details = details(py, core, options, origin)?;
+    if core.settings.by_content && details.key.is_none() {
+        let (type_, data, ..) = &parts;
+        // Its type is checked first.
+        drop(way(core, type_.bind(py))?);
+        details.key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
+    }
+    complete(core, parts, details, origin, py)
+}
+
+#[inline(always)]
+fn complete(
+    core: &Core,
+    (type_, data, seconds, number, given): Parts,
+    details: Details,
+    origin: Option<&Origin>,
+    py: Python<'_>,
+) -> PyResult<Prepared> {
     let way = way(core, type_.bind(py))?;
     let Details {
         extras,
         level,
         token,
-        mut key,
+        key,
         timing,
-    } = if options.is_none() && origin.is_none() && !core.wants_contexts() {
-        Details::default()
-    } else {
-        details(py, core, options, origin)?
-    };
-    if core.settings.by_content && key.is_none() {
-        key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
-    }
+    } = details;
     let cause = origin.map(|origin| &*origin.cause);
     let event = share(|| {
         let record = Record {
@@ -228,14 +264,14 @@ fn prepare_parts<'py, R>(
         };
         Envelope::new(record, cause)
     });
-    Ok(next(Prepared {
+    Ok(Prepared {
         event,
         way,
         level,
         token,
         key,
         timing,
-    }))
+    })
 }
 
 /// What an event has beside type and data, which most do not.

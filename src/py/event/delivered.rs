@@ -9,7 +9,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::fields::{Fields, default_source};
+use super::fields::default_source;
 use super::{Event, pool, slots};
 use crate::engine::priority::Priority;
 use crate::py::record::{Extras, Record};
@@ -70,44 +70,51 @@ impl Event {
         subscription: &Py<PyString>,
         deadline: Option<f64>,
     ) -> PyResult<Py<PyAny>> {
-        let call = Call {
-            subscription: subscription.clone_ref(py),
-            sequence,
-            deadline: deadline.unwrap_or(f64::INFINITY),
-            attempt,
-        };
-        let delivered = Delivered {
-            extras: record.extras.clone(),
-            call: Some(call),
-            priority: record.priority,
-        };
         if let Some(template) = record.template() {
+            let call = Call {
+                subscription: subscription.clone_ref(py),
+                sequence,
+                deadline: deadline.unwrap_or(f64::INFINITY),
+                attempt,
+            };
+            let delivered = Delivered {
+                extras: record.extras.clone(),
+                call: Some(call),
+                priority: record.priority,
+            };
             return deliver_copy(template.bind(py), delivered);
         }
         let source = match record.source() {
             Some(source) => source.clone_ref(py),
             None => default_source(py).unbind(),
         };
-        let fields = Fields {
-            type_: Some(record.type_.clone_ref(py).into_any()),
-            data: Some(record.data.clone_ref(py)),
-            timestamp: Some(record.timestamp(py)),
-            identity: Some(record.identity(py)),
-            source: Some(source),
-        };
-        let event = Self {
-            fields,
-            delivered,
-            in_dict: false,
+        let fill = |event: &mut Self| {
+            // One by one, where they stay: what it replaces is nothing.
+            event.fields.type_ = Some(record.type_.clone_ref(py).into_any());
+            event.fields.data = Some(record.data.clone_ref(py));
+            event.fields.timestamp = Some(record.timestamp(py));
+            event.fields.identity = Some(record.identity(py));
+            event.fields.source = Some(source);
+            event.delivered.extras = record.extras.clone();
+            event.delivered.call = Some(Call {
+                subscription: subscription.clone_ref(py),
+                sequence,
+                deadline: deadline.unwrap_or(f64::INFINITY),
+                attempt,
+            });
+            event.delivered.priority = record.priority;
         };
         match pool::take(py) {
             Some(used) => {
                 let mut used = used.into_bound(py);
-                // What it replaces is empty.
-                slots::sole(&mut used, |me| *me = event);
+                slots::sole(&mut used, fill);
                 Ok(used.into_any().unbind())
             }
-            None => Ok(Py::new(py, event)?.into_any()),
+            None => {
+                let mut event = Self::default();
+                fill(&mut event);
+                Ok(Py::new(py, event)?.into_any())
+            }
         }
     }
 }
