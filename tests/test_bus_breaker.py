@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 from ironbus import CircuitBreaker, CircuitBreakerConfig, EventBus, EventPriority, RetryPolicy, current_delivery
-from recovering import Clock, advance, still
+from recovering import Clock, advance, letters, still
 
 ENDLESS = RetryPolicy(max_attempts=10**6, initial_delay=0.1, max_delay=1)
 
@@ -90,7 +90,7 @@ def test_a_dependency_down_for_ten_minutes(policy, caplog):
             ledger = bus.audit()
             assert ledger.balanced
             assert (ledger.subscriptions["s"].done, ledger.subscriptions["s"].dead) == (events, 0)
-            assert bus._letters() == []
+            assert letters(bus) == []
         # It opens at the fifth failure, some time after the first; then there is one probe for each timeout.
         assert 5 + 600 // timeout - 2 <= len(down) <= 5 + 600 // timeout
         assert {state for _, _, state in down[5:]} == {"half_open"}
@@ -130,7 +130,7 @@ def test_an_open_breaker_uses_up_no_attempt(kind):
             assert attempts == [1, 2] + [3] * (len(attempts) - 4) + [1, 1]
             assert len(attempts) > 10
             assert bus.metrics().subscriptions["s"].breaker == "closed"
-            assert bus._letters() == []
+            assert letters(bus) == []
 
     run(main())
 
@@ -236,7 +236,7 @@ def test_a_poison_event_behind_a_breaker():
                 await bus.publish("t", data)
             await advance(bus, clock, 100)
             assert done == ["a", "b"]
-            assert [letter["data"] for letter in bus._letters()] == ['"poison"']
+            assert [letter["data"] for letter in letters(bus)] == ["poison"]
             assert bus.metrics().subscriptions["s"].breaker == "closed"
 
     run(main())

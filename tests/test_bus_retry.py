@@ -21,7 +21,7 @@ from ironbus import (
     RetryPolicy,
     current_delivery,
 )
-from recovering import Clock, advance, still
+from recovering import Clock, advance, letters, still
 
 PLAIN = RetryPolicy(max_attempts=3, initial_delay=10, exponential_base=1, jitter=False)
 
@@ -99,7 +99,7 @@ def test_three_attempts_one_effect_order_intact(kind):
             ledger = bus.audit()
             assert ledger.balanced
             assert (ledger.subscriptions["s"].done, ledger.subscriptions["s"].dead) == (3, 0)
-            assert bus._letters() == []
+            assert letters(bus) == []
 
     run(main())
 
@@ -223,7 +223,7 @@ def test_attempts_exhausted_is_one_dead_letter_and_the_next_goes_on():
             settlement = await receipt.settled()
             assert settlement.outcomes == {"poisoned": "dead"}
             assert [type(failure) for failure in settlement.failures] == [ValueError]
-            [letter] = bus._letters()
+            [letter] = letters(bus)
             assert bus.audit().subscriptions["poisoned"].dead == 1
         assert letter["subscription"] == "poisoned"
         assert letter["handler"].endswith("Failing.async_handler")
@@ -231,8 +231,8 @@ def test_attempts_exhausted_is_one_dead_letter_and_the_next_goes_on():
         assert "test_bus_retry.py" in letter["traceback"]
         assert letter["attempts"] == 3
         assert letter["last_failure"] - letter["first_failure"] == pytest.approx(20, abs=0.01)
-        assert (letter["event_type"], letter["data"]) == ("t", '{"name": "a"}')
-        assert (letter["key"], letter["headers"], letter["priority"]) == ("k", '{"h": "1"}', 1)
+        assert (letter["type"], letter["data"]) == ("t", {"name": "a"})
+        assert (letter["key"], letter["headers"], letter["priority"]) == ("k", {"h": "1"}, "HIGH")
         assert letter["event_id"] == receipt.event_id
         assert letter["sequence"] == receipt.sequence
         assert len(letter["fingerprint"]) == 16
@@ -259,7 +259,7 @@ def test_failures_of_one_cause_have_one_fingerprint():
                 await bus.publish("same", data)
                 await bus.publish("other", data)
             await bus.drain()
-        prints = [(letter["subscription"], letter["fingerprint"]) for letter in bus._letters()]
+        prints = [(letter["subscription"], letter["fingerprint"]) for letter in letters(bus)]
         assert len(prints) == 4
         assert len(set(prints)) == 2
 
@@ -277,7 +277,7 @@ def test_what_is_retried_is_the_policys_affair():
         async with bus:
             await publish(bus, "a")
             await advance(bus, clock, 100)
-            assert len(bus._letters()) == 1
+            assert len(letters(bus)) == 1
         return len(failing.calls)
 
     async def main():
@@ -303,7 +303,7 @@ def test_reject_is_dead_at_once():
             await publish(bus, "ab")
             await still(bus)
             assert failing.calls == [("a", 1), ("b", 1)]
-            [letter] = bus._letters()
+            [letter] = letters(bus)
             assert (letter["exception_type"], letter["message"]) == ("ironbus.errors.Reject", "no such order")
             assert breaker.state == "closed"
 
@@ -327,7 +327,7 @@ def test_retry_later_uses_up_no_attempt(policy):
             assert failing.calls == [("a", 1)] * 6 + [("b", 1)]
             assert failing.done == ["a", "b"]
             assert breaker.state == "closed"
-            assert bus._letters() == []
+            assert letters(bus) == []
 
     run(main())
 
@@ -387,7 +387,7 @@ def test_queue_full_of_the_bus_is_no_failed_attempt():
             ledger = bus.audit()
             assert ledger.balanced
             assert (ledger.pending, ledger.subscriptions["publishes"].done) == (0, 1)
-            assert bus._letters() == []
+            assert letters(bus) == []
 
     run(main())
 
@@ -424,7 +424,7 @@ def test_cancelled_for_ever_is_dead_in_the_end(kind, policy):
             await advance(bus, clock, 100)
             assert failing.calls == [("a", n) for n in range(1, 4 if policy else 2)] + [("b", 1)]
             assert breaker.state == "closed"
-            [letter] = bus._letters()
+            [letter] = letters(bus)
             assert letter["exception_type"] == "asyncio.exceptions.CancelledError"
             assert bus.audit().subscriptions["s"].dead == 1
 

@@ -17,6 +17,7 @@ from ironbus._retry import RetryManager, RetryPolicy
 from ironbus._subscriptions import Subscription
 from ironbus._waiting import Settlement
 from ironbus.bus import EventBus, Idempotency
+from ironbus.dead_letters import DeadLetter, DeadLetters, RedriveReport
 from ironbus.errors import (
     CircuitOpenError,
     DeadLetterQueueFull,
@@ -62,7 +63,9 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitOpenError",
     "CircuitState",
+    "DeadLetter",
     "DeadLetterQueueFull",
+    "DeadLetters",
     "Delivery",
     "Event",
     "EventBus",
@@ -89,6 +92,7 @@ __all__ = [
     "PayloadTooDeep",
     "QueueFull",
     "Receipt",
+    "RedriveReport",
     "Reject",
     "RetryLater",
     "RetryManager",

@@ -47,6 +47,17 @@ def parked(subscription: str, sequence: int, reason: str) -> None:
     )
 
 
+def dead_letter_unchanged(subscription: str, sequence: int, letter_id: str, reason: str) -> None:
+    """A dead letter was delivered again, and its queue could not be told how that went."""
+    logger.error(
+        "handler %s is through with event %d, and its dead letter %s stays as it is: %s",
+        subscription,
+        sequence,
+        letter_id,
+        reason,
+    )
+
+
 def handler_ended_the_program(subscription: str, sequence: int, kind: str) -> None:
     """A handler raised SystemExit or KeyboardInterrupt; its subscription is held until the next start."""
     if leaving:

@@ -1,4 +1,4 @@
-"""A thread that does blocking work for event loops, one piece after the other.
+"""A thread that does blocking work, mostly for event loops, one piece after the other.
 
 Half the price of an executor's, and a loop is woken once for all that was done meanwhile. The
 thread begins with the first piece of work and ends when there has been none for a while, or
@@ -25,7 +25,8 @@ BATCH = 64
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 
-_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
+# Work, and the future that waits for it with its loop, unless nobody waits.
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any] | None", asyncio.AbstractEventLoop | None]
 _Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
@@ -47,16 +48,24 @@ class Worker:
 
     async def run(self, work: Callable[[], T]) -> T:
         """What the work returns or raises. Cancelled, the wait ends, and the work is done all the same."""
-        if self._process != os.getpid():
-            self._begin()  # the thread did not survive the fork
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        with self._lock:
-            self._jobs.put((loop, future, work))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-                self._thread.start()
+        self._put((work, future, loop))
         return await future
+
+    def hand(self, work: Callable[[], object]) -> None:
+        """Have the work done. It tells whom it concerns, and what it raises, by itself."""
+        self._put((work, None, None))
+
+    def _put(self, job: _Job) -> None:
+        if self._process != os.getpid():
+            self._begin()  # the thread did not survive the fork
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
+            self._jobs.put(job)
 
     def end(self) -> None:
         """Have the thread end after the work that it has, and wait for it."""
@@ -66,32 +75,44 @@ class Worker:
             thread.join()
 
     def _serve(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=0 if self._leaving else IDLE)
-            except queue.Empty:
-                job = None
-            if job is None:
-                with self._lock:
-                    if self._jobs.empty():
-                        self._thread = None
-                        return
-                continue
-            done: dict[asyncio.AbstractEventLoop, list[_Done]] = {}
-            count = 0
-            while job is not None:
-                loop, future, work = job
+        try:
+            while self._work():
+                pass
+        except BaseException:
+            # Work that nobody waits for has failed: the next piece gets another thread.
+            with self._lock:
+                self._thread = None
+            raise
+
+    def _work(self) -> bool:
+        """Does what there is. False: there was nothing for a while, and the thread ends."""
+        try:
+            job = self._jobs.get(timeout=0 if self._leaving else IDLE)
+        except queue.Empty:
+            job = None
+        if job is None:
+            with self._lock:
+                if self._jobs.empty():
+                    self._thread = None
+                    return False
+            return True
+        done: dict[asyncio.AbstractEventLoop, list[_Done]] = {}
+        count = 0
+        while job is not None:
+            work, future, loop = job
+            if future is None or loop is None:
+                work()
+            else:
                 done.setdefault(loop, []).append(_do(future, work))
-                count += 1
-                job = self._next() if count < BATCH else None
-            # A thread that waits for work keeps nothing of the last alive.
-            del loop, future, work
-            for waiting, results in done.items():
-                try:
-                    waiting.call_soon_threadsafe(_resolve, results)
-                except RuntimeError:  # it is closed, and nobody waits there any more
-                    continue
-            del done, results, waiting
+            count += 1
+            job = self._next() if count < BATCH else None
+        for waiting, results in done.items():
+            try:
+                waiting.call_soon_threadsafe(_resolve, results)
+            except RuntimeError:  # it is closed, and nobody waits there any more
+                continue
+        # A thread that waits for work keeps nothing of the last alive: all of it was local here.
+        return True
 
     def _next(self) -> _Job | None:
         try:

@@ -38,6 +38,8 @@ from ironbus._subscriptions import (
     check_topics,
     default_workers,
 )
+from ironbus._worker import Worker
+from ironbus.dead_letters import BusDeadLetters, DeadLetters, SyncDeadLetters
 from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock, WrongLoop
 from ironbus.priority import EventPriority
 from ironbus.report import (
@@ -95,7 +97,8 @@ class EventBus(_core.Bus):
     "fresh" context or in their "publisher"'s. ``workers``: threads for sync handlers
     at most. ``clock``: a callable that returns seconds and never goes back, for tests.
     ``random``: what spreads the delays of retries, a seed or a callable that returns numbers
-    from 0.0 up to 1.0.
+    from 0.0 up to 1.0. ``dead_letters``: how deliveries that failed for good are kept, by default in memory; see
+    :class:`ironbus.DeadLetters`.
 
     Making a bus has no side effects, except for the event log's file.
     """
@@ -111,6 +114,7 @@ class EventBus(_core.Bus):
         workers: int | None = None,
         clock: Callable[[], float] | None = None,
         random: int | Callable[[], float] | None = None,
+        dead_letters: DeadLetters | None = None,
     ) -> None:
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
@@ -122,13 +126,20 @@ class EventBus(_core.Bus):
         if not isinstance(idempotency, Idempotency):
             check_choice(idempotency, ("key", "content"), "idempotency", required=True)
             idempotency = Idempotency(idempotency)
+        if dead_letters is not None and not isinstance(dead_letters, DeadLetters):
+            text = 'dead_letters must be an ironbus.DeadLetters, for example DeadLetters(path="orders.dead")'
+            raise InvalidOption(text, "dead_letters")
+        letters = dead_letters or DeadLetters()
         self._settings: dict[str, Any] = {
             "max_queue_size": max_queue_size,
             "overflow": overflow or "block",
             "idempotency": idempotency,
             "context": context,
             "workers": workers or default_workers(),
+            "dead_letters": letters,
         }
+        store, in_file = letters._store(), letters.path is not None
+        worker = Worker("ironbus-dead-letters")
         self._configure(
             max_queue_size=max_queue_size,
             overflow=overflow or "block",
@@ -139,7 +150,11 @@ class EventBus(_core.Bus):
             workers=workers or default_workers(),
             clock=clock,
             random=draw,
+            dead_letters=store,
+            writer=worker.hand if in_file else None,
+            window=60.0,
         )
+        self._dead_letters = BusDeadLetters(self._letter_box(), worker, in_file)
         self._clock = clock
         self._table = Table(self)
         self._lifecycle = threading.Lock()
@@ -240,8 +255,11 @@ class EventBus(_core.Bus):
         """Start handling events on the running loop. Repeating it does nothing.
 
         Events that were published before reach the handlers that are subscribed by now.
-        A stopped bus may be started again, on another loop too.
+        A stopped bus may be started again, on another loop too. Raises :class:`ironbus.StorageError` where a
+        file of dead letters cannot be used.
         """
+        if not self._running:
+            await self._dead_letters._open()
         if self._open():
             self._stopping = None
             _exit.remember(self)
@@ -287,6 +305,7 @@ class EventBus(_core.Bus):
                 if tasks:
                     await asyncio.wait(tasks, timeout=_GRACE)
                 await self._join(threads)
+                await self._dead_letters._close(_GRACE)
             finally:
                 self._close()
                 self._let_go()
@@ -371,6 +390,11 @@ class EventBus(_core.Bus):
 
     # Looking ---------------------------------------------------------------------
 
+    @property
+    def dead_letters(self) -> BusDeadLetters:
+        """The deliveries that failed for good: to look at, deliver again, export and purge. Any thread."""
+        return self._dead_letters
+
     def get_log_file(self) -> str | None:
         """The path of the event log, or None if there is none."""
         return None if self._log is None else str(self._log.path)
@@ -396,6 +420,7 @@ class EventBus(_core.Bus):
     def describe(self) -> dict[str, Any]:
         """The settings, limits and subscriptions, as plain values for people and tools."""
         idempotency: Idempotency = self._settings["idempotency"]
+        letters: DeadLetters = self._settings["dead_letters"]
         return {
             "running": self._running,
             "durability": "memory",
@@ -404,6 +429,14 @@ class EventBus(_core.Bus):
             "context": self._settings["context"],
             "workers": self._settings["workers"],
             "idempotency": {"mode": idempotency.mode, "ttl": idempotency.ttl, "max_keys": idempotency.max_keys},
+            "dead_letters": {
+                "path": None if letters.path is None else os.fspath(letters.path),
+                "max_entries": letters.max_entries,
+                "max_age": letters.max_age,
+                "when_full": letters.when_full,
+                "details": letters.details,
+                "durability": letters.durability,
+            },
             "log_file": self.get_log_file(),
             "subscriptions": self._table.describe(),
         }
@@ -508,7 +541,11 @@ class SyncBus:
             thread = threading.Thread(target=_run_loop, args=(loop,), name="ironbus-loop", daemon=True)
             thread.start()
             self._loop, self._thread = loop, thread
-            asyncio.run_coroutine_threadsafe(self._bus.start(), loop).result()
+            try:
+                asyncio.run_coroutine_threadsafe(self._bus.start(), loop).result()
+            except BaseException:
+                self._end_thread()
+                raise
 
     def stop(self, timeout: float = 10.0) -> StopReport:
         """See :meth:`EventBus.stop`."""
@@ -576,6 +613,11 @@ class SyncBus:
         self._bus._check_drain()
         if not self._bus._wait_quiet(timeout):
             raise Unsettled("the bus is not idle yet; it goes on, and drain() may be called again", "timeout")
+
+    @property
+    def dead_letters(self) -> SyncDeadLetters:
+        """See :attr:`EventBus.dead_letters`; its methods block the calling thread."""
+        return self._bus._dead_letters._blocking()
 
     def stream(self, *topics: str, max_queue_size: int | None = None) -> SyncStream:
         """See :meth:`EventBus.stream`."""

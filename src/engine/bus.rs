@@ -5,14 +5,19 @@
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{Admission, Calm, Effects, Gate, Offer, Patience, Report, Run, Ticket, WaitId};
+use super::gate::{
+    Admission, Calm, Effects, Gate, Offer, Patience, Redelivery, Report, Run, Ticket, WaitId,
+};
 use super::idempotency::{Claim, Idempotency};
 use super::lane::{Aside, Entry, Finished, Lane, LaneId, LaneOptions, Turn};
 use super::ledger::Ended;
 use super::ops::{Alarm, Ops, Seat, wake_all};
 use super::router::Route;
 use super::settlement::Outcome;
-use super::sync::Arc;
+use super::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
+};
 use super::timers::Timers;
 use super::topic::Topic;
 use super::{breaker, timers};
@@ -51,6 +56,9 @@ pub struct Bus<O: Ops> {
     timers: Timers,
     alarm: O::Alarm,
     pub(super) sink: O::Sink,
+    /// How often somebody said that there may be room for letters, and whether a lane may wait for it.
+    pub(super) room: AtomicUsize,
+    pub(super) parked: AtomicBool,
 }
 
 impl<O: Ops> Drop for Bus<O> {
@@ -68,6 +76,8 @@ impl<O: Ops> Bus<O> {
             timers: Timers::default(),
             alarm,
             sink,
+            room: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
         }
     }
 
@@ -142,6 +152,18 @@ impl<O: Ops> Bus<O> {
             .admit_run(offers, route, rerouted, now, &mut effects);
         self.carry_out(effects, now);
         run
+    }
+
+    /// Brings a dead letter back to its lane. See [`Gate::redeliver`].
+    pub fn redeliver(
+        &self,
+        redelivery: Redelivery<'_, O>,
+        now: Nanos,
+    ) -> Option<(u64, Arc<Route<O>>)> {
+        let mut effects = Effects::default();
+        let delivered = self.gate.redeliver(redelivery, now, &mut effects);
+        self.carry_out(effects, now);
+        delivered
     }
 
     /// Waits for the fate of the event in flight that has this key; false: it is decided already.
@@ -383,7 +405,8 @@ impl<O: Ops> Bus<O> {
             }
             left -= 1;
             match self.end_unheard(lane, entry, left > 0, now) {
-                Ok(ended) => turn = ended,
+                Ok(Some(ended)) => turn = ended,
+                Ok(None) => return None,
                 Err(entry) => {
                     return Some(Next {
                         entry,

@@ -5,9 +5,9 @@ use super::breaker;
 use super::bus::{Bus, Next};
 use super::clock::Nanos;
 use super::lane::{Doom, Entry, Failed, Lane, Letters, Turn, Verdict};
-use super::ops::{Cause, Dying, Ops, Seat, Sink};
+use super::ops::{Cause, Dying, Kept, Ops, Seat, Sink};
 use super::settlement::Outcome;
-use super::sync::Arc;
+use super::sync::{Arc, atomic::Ordering};
 
 impl<O: Ops> Bus<O> {
     /// For an executor: the run failed so, and this was the lane's verdict
@@ -32,15 +32,57 @@ impl<O: Ops> Bus<O> {
             }
             Verdict::Dead(cause, failure) => {
                 entry.rare().first_failure.get_or_insert(now);
-                let doom = Doom { cause, failure };
-                self.bury(lane, entry, doom, work, proceed, now)
+                let failure = Some(failure);
+                let dying = self.dying(lane, entry, cause, failure, work, now);
+                self.bury(dying, proceed)?
             }
         };
         self.after(lane, turn, now)
     }
 
+    /// For an executor, in place of [`finish`](Self::finish): a delivery of a dead letter has this
+    /// outcome, which is no failure.
+    #[cold]
+    pub fn finish_letter(
+        &self,
+        lane: &Arc<Lane<O>>,
+        mut entry: Entry<O>,
+        outcome: &Outcome<O::Failure>,
+        work: Option<Nanos>,
+        proceed: bool,
+        now: Nanos,
+    ) -> Option<Next<O>> {
+        let (cause, told) = match outcome {
+            Outcome::Done => (Cause::Done, breaker::Outcome::Success),
+            _ => (Cause::Filtered, breaker::Outcome::Ignored),
+        };
+        if let Some(permit) = entry.take_permit() {
+            lane.report_to_breaker(permit, told, now);
+        }
+        let dying = self.dying(lane, entry, cause, None, work, now);
+        let turn = self.bury(dying, proceed)?;
+        self.after(lane, turn, now)
+    }
+
+    /// For the dead letter queue: what it had begun with [`Kept::Later`] is over, well or not.
+    pub fn letter_kept(&self, dying: Box<Dying<O>>, kept: bool, now: Nanos) {
+        let lane = dying.lane.clone();
+        let turn = if kept {
+            self.settle_dying(&dying, false, now)
+        } else {
+            self.park(*dying, now)
+        };
+        let next = self.after(&lane, turn, now);
+        debug_assert!(next.is_none());
+    }
+
     /// There may be room for dead letters again.
     pub fn room_for_letters(&self) {
+        // Either this sees that a lane is parked, or whoever parks it sees the room: see `park`.
+        self.room.fetch_add(1, Ordering::SeqCst);
+        if !self.parked.swap(false, Ordering::SeqCst) {
+            return;
+        }
         for lane in self.lanes() {
             if lane.unpark() {
                 lane.seat().schedule(lane.clone());
@@ -48,39 +90,72 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    /// The letter first: a delivery that was settled without one would be gone.
-    fn bury(
+    /// The letter first: a delivery that was settled without one would be gone. None: somebody else
+    /// settles it, and its lane goes on then.
+    fn bury(&self, dying: Dying<O>, proceed: bool) -> Option<Turn<O>> {
+        let now = dying.at;
+        let wanted = match dying.lane.options.letters {
+            Letters::None => false,
+            Letters::Failed => dying.failure.is_some(),
+            Letters::FailedAndExpired => true,
+        };
+        if !wanted && dying.entry.letter().is_none() {
+            return Some(self.settle_dying(&dying, proceed, now));
+        }
+        match self.sink.keep(Box::new(dying)) {
+            Kept::Now(dying) => Some(self.settle_dying(&dying, proceed, now)),
+            Kept::Later => None,
+            Kept::Not(dying) => Some(self.park(*dying, now)),
+        }
+    }
+
+    fn settle_dying(&self, dying: &Dying<O>, proceed: bool, now: Nanos) -> Turn<O> {
+        let (lane, entry) = (&dying.lane, &dying.entry);
+        self.settle(lane, entry, dying.outcome(), dying.work, proceed, now)
+    }
+
+    fn park(&self, dying: Dying<O>, now: Nanos) -> Turn<O> {
+        let Dying {
+            lane,
+            entry,
+            cause,
+            failure,
+            work,
+            heard,
+            ..
+        } = dying;
+        let doom = failure.map(|failure| Doom { cause, failure });
+        let mut turn = lane.park(entry, doom, work, now);
+        self.parked.store(true, Ordering::SeqCst);
+        // Room that was made since was made for nobody.
+        if self.room.load(Ordering::SeqCst) != heard {
+            turn.schedule |= lane.unpark();
+        }
+        turn
+    }
+
+    fn dying(
         &self,
         lane: &Arc<Lane<O>>,
         entry: Entry<O>,
-        doom: Doom<O>,
+        cause: Cause,
+        failure: Option<Arc<O::Failure>>,
         work: Option<Nanos>,
-        proceed: bool,
         now: Nanos,
-    ) -> Turn<O> {
-        if lane.options.letters != Letters::None {
-            let dying = Dying {
-                lane,
-                entry: &entry,
-                cause: doom.cause,
-                failure: Some(&doom.failure),
-                now,
-            };
-            if self.sink.keep(&dying).is_err() {
-                return lane.park(entry, Some(doom), work, now);
-            }
-        }
-        self.settle(
-            lane,
-            &entry,
-            Outcome::Dead(doom.failure),
+    ) -> Dying<O> {
+        Dying {
+            lane: lane.clone(),
+            entry,
+            cause,
+            failure,
+            again: false,
             work,
-            proceed,
-            now,
-        )
+            at: now,
+            heard: self.room.load(Ordering::SeqCst),
+        }
     }
 
-    /// Ends a delivery that is not to be called any more; gives back one that is.
+    /// Ends a delivery that is not to be called any more; gives back one that is. None: as in `bury`.
     #[cold]
     pub(super) fn end_unheard(
         &self,
@@ -88,7 +163,7 @@ impl<O: Ops> Bus<O> {
         mut entry: Entry<O>,
         proceed: bool,
         now: Nanos,
-    ) -> Result<Turn<O>, Entry<O>> {
+    ) -> Result<Option<Turn<O>>, Entry<O>> {
         let doom = entry.rare.as_mut().and_then(|rare| rare.doom.take());
         if doom.is_none() && !entry.is_expired(now) {
             return Err(entry);
@@ -98,21 +173,12 @@ impl<O: Ops> Bus<O> {
         if let Some(permit) = entry.take_permit() {
             lane.report_to_breaker(permit, breaker::Outcome::Ignored, now);
         }
-        if let Some(doom) = doom {
-            return Ok(self.bury(lane, entry, doom, None, proceed, now));
-        }
-        if lane.options.letters == Letters::FailedAndExpired {
-            let dying = Dying {
-                lane,
-                entry: &entry,
-                cause: Cause::Expired,
-                failure: None,
-                now,
-            };
-            if self.sink.keep(&dying).is_err() {
-                return Ok(lane.park(entry, None, None, now));
-            }
-        }
-        Ok(self.settle(lane, &entry, Outcome::Expired, None, proceed, now))
+        let (cause, failure) = match doom {
+            Some(Doom { cause, failure }) => (cause, Some(failure)),
+            None => (Cause::Expired, None),
+        };
+        let again = failure.is_some();
+        let dying = self.dying(lane, entry, cause, failure, None, now);
+        Ok(self.bury(Dying { again, ..dying }, proceed))
     }
 }

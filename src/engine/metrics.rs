@@ -35,6 +35,49 @@ pub struct Percentiles {
     pub max: Nanos,
 }
 
+/// How often something happened lately, exact to a sixtieth of the window that is looked at.
+#[derive(Clone, Debug)]
+pub struct Recent {
+    slice: Nanos,
+    counts: [u64; SLICES],
+    /// The slice of the last look, by number.
+    last: u64,
+}
+
+const SLICES: usize = 60;
+
+impl Recent {
+    /// Nothing has happened.
+    pub fn new(window: Nanos) -> Self {
+        Self {
+            slice: (window / SLICES as u64).max(1),
+            counts: [0; SLICES],
+            last: 0,
+        }
+    }
+
+    /// Counts one.
+    pub fn count(&mut self, now: Nanos) {
+        self.go_to(now);
+        self.counts[self.last as usize % SLICES] += 1;
+    }
+
+    /// How many there were within the window.
+    pub fn total(&mut self, now: Nanos) -> u64 {
+        self.go_to(now);
+        self.counts.iter().sum()
+    }
+
+    fn go_to(&mut self, now: Nanos) {
+        let slice = now / self.slice;
+        let passed = slice.saturating_sub(self.last).min(SLICES as u64);
+        for past in 0..passed {
+            self.counts[(slice - past) as usize % SLICES] = 0;
+        }
+        self.last = self.last.max(slice);
+    }
+}
+
 impl Latencies {
     /// Counts one time.
     #[inline]
@@ -80,6 +123,31 @@ impl Latencies {
             p90: histogram.value_at_quantile(0.90),
             p99: histogram.value_at_quantile(0.99),
             max: histogram.max(),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// What is counted is what happened within the window, up to a slice more or less.
+        #[test]
+        fn counts_what_happened_lately(steps in proptest::collection::vec((0..400u64, any::<bool>()), 1..100)) {
+            let mut recent = Recent::new(600);
+            let (mut now, mut happened) = (0, Vec::new());
+            for (pause, happens) in steps {
+                now += pause;
+                if happens {
+                    happened.push(now);
+                    recent.count(now);
+                }
+                let within = |window: u64| happened.iter().filter(|at| now - **at < window).count() as u64;
+                let total = recent.total(now);
+                prop_assert!(within(590) <= total && total <= within(601), "{total}");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use super::clock::Nanos;
 use super::lane::{Entry, Lane};
+use super::settlement::Outcome;
 use super::sync::Arc;
 
 /// The outside world, as types. The Python binding is one; the tests bring a plain one.
@@ -42,7 +43,7 @@ pub trait Alarm: Send + Sync {
     fn set(&self, due: Nanos);
 }
 
-/// Why a delivery failed for good.
+/// Why a delivery is at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// Its attempts are used up.
@@ -53,32 +54,62 @@ pub enum Cause {
     Rejected,
     /// Its time had passed before it was started.
     Expired,
+    /// It was of a [dead letter](super::lane::Letter), and its handler has succeeded.
+    Done,
+    /// It was of a dead letter, and the subscription's filter does not want it.
+    Filtered,
 }
 
-/// A delivery at its end, not settled yet.
-pub struct Dying<'a, O: Ops> {
+/// A delivery at its end that has to do with dead letters, not settled yet. Its lane takes it for
+/// one that runs.
+pub struct Dying<O: Ops> {
     /// Where.
-    pub lane: &'a Arc<Lane<O>>,
+    pub lane: Arc<Lane<O>>,
     /// What.
-    pub entry: &'a Entry<O>,
+    pub entry: Entry<O>,
     /// Why.
     pub cause: Cause,
-    /// What its handler raised last; an expired delivery has no failure.
-    pub failure: Option<&'a Arc<O::Failure>>,
+    /// What its handler raised last, if it failed.
+    pub failure: Option<Arc<O::Failure>>,
+    /// It was refused before, and the lane has waited for room.
+    pub again: bool,
+    /// How long the handler ran; none if it was not called.
+    pub work: Option<Nanos>,
     /// When.
-    pub now: Nanos,
+    pub at: Nanos,
+    /// How often the bus had heard of room for letters by then.
+    pub(super) heard: usize,
 }
 
-/// There is no room, or the letter cannot be kept now for another reason.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotKept;
+impl<O: Ops> Dying<O> {
+    /// How it is settled once its letter is kept.
+    pub(super) fn outcome(&self) -> Outcome<O::Failure> {
+        match (&self.failure, self.cause) {
+            (Some(failure), _) => Outcome::Dead(failure.clone()),
+            (None, Cause::Done) => Outcome::Done,
+            (None, Cause::Filtered) => Outcome::Filtered,
+            (None, _) => Outcome::Expired,
+        }
+    }
+}
+
+/// What a dead letter queue has done with a delivery at its end.
+pub enum Kept<O: Ops> {
+    /// The queue is as it should be: settle it.
+    Now(Box<Dying<O>>),
+    /// Somebody writes, and says [`Bus::letter_kept`](super::bus::Bus::letter_kept) when that is over.
+    Later,
+    /// There is no room, or the letter cannot be kept now for another reason.
+    Not(Box<Dying<O>>),
+}
 
 /// The dead letter queue, as a bus sees it.
 pub trait Sink<O: Ops>: Send + Sync {
-    /// Keeps what is left of a delivery. It is settled once this has returned; where it could not be
-    /// kept, it stays in its lane, which starts nothing until there is
-    /// [room](super::bus::Bus::room_for_letters). Called with no lock held.
-    fn keep(&self, dying: &Dying<'_, O>) -> Result<(), NotKept>;
+    /// Keeps what is left of a delivery; where the delivery was of a dead letter, writes down in the
+    /// queue how it went. It is settled after that. A letter that is not kept goes back to its lane, which
+    /// starts nothing until there is [room](super::bus::Bus::room_for_letters). Called with no lock
+    /// held, on the executor's thread, which must not wait for a file.
+    fn keep(&self, dying: Box<Dying<O>>) -> Kept<O>;
 }
 
 /// Wakes them all.

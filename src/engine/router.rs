@@ -25,6 +25,16 @@ pub struct Route<O: Ops> {
 }
 
 impl<O: Ops> Route<O> {
+    /// To one lane alone, whatever the subscriptions.
+    pub(super) fn to(lane: &Arc<Lane<O>>, epoch: u64) -> Self {
+        Self {
+            lanes: vec![lane.clone()],
+            owed: 1,
+            epoch,
+            several: false,
+        }
+    }
+
     /// Whether a lane of the route has room for the event, as often as it gets it.
     #[inline]
     pub fn has_room(&self, lane: &Lane<O>, level: Priority) -> bool {

@@ -14,11 +14,13 @@ use super::cell::GilCell;
 use super::clock::{Clock, monotonic_ns};
 use super::core::{Core, Settings};
 use super::current;
+use super::dead_letters::DeadLetterStore;
 use super::errors::Error;
+use super::letters::{LetterBox, LetterSink};
 use super::native::{self, AsyncMethods};
 use super::once::intern;
 use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
-use super::policy::{Policy, seconds};
+use super::policy::{Policy, nanos, seconds};
 use super::prepare::Options;
 use super::publisher;
 use super::receipt::{BatchReceipt, Receipt};
@@ -96,7 +98,7 @@ impl Bus {
     }
 
     /// Sets the bus up. All values are checked by the caller.
-    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random))]
+    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random, dead_letters, writer, window))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
         &self,
@@ -110,6 +112,9 @@ impl Bus {
         workers: usize,
         clock: Option<Py<PyAny>>,
         random: Option<Py<PyAny>>,
+        dead_letters: &Bound<'_, DeadLetterStore>,
+        writer: Option<Py<PyAny>>,
+        window: f64,
     ) -> PyResult<()> {
         let settings = Settings {
             max_queue_size,
@@ -120,7 +125,10 @@ impl Bus {
             publisher_context,
             workers,
         };
-        let core = Core::new(settings, Clock::new(clock), random);
+        let clock = Arc::new(Clock::new(clock));
+        let store = dead_letters.get().store().clone();
+        let sink = LetterSink::new(store, clock.clone(), writer, nanos(window));
+        let core = Core::new(settings, clock, random, sink);
         self.core
             .set(core)
             .map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
@@ -403,11 +411,6 @@ impl Bus {
         signal.wait(py, timeout.map(super::ops::seconds))
     }
 
-    /// All dead letters, the oldest first, as plain values.
-    fn _letters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.core()?.bus.sink().letters(py)
-    }
-
     /// Looks after everything that is due on the bus's clock. For whoever moves that clock.
     fn _tick(slf: &Bound<'_, Self>) -> PyResult<()> {
         let core = Self::core_of(slf.as_any())?;
@@ -430,6 +433,11 @@ impl Bus {
         Ok(self.core()?.bus.kept())
     }
 
+    /// The native half of ``dead_letters``.
+    fn _letter_box(&self) -> PyResult<LetterBox> {
+        Ok(LetterBox::new(self.core()?))
+    }
+
     /// Counts and lanes of one moment, as plain values.
     fn _report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let core = self.core()?;
@@ -445,6 +453,17 @@ impl Bus {
         report.set_item("keys", core.bus.keys().len())?;
         report.set_item("evicted", core.bus.keys().evicted())?;
         report.set_item("kept", core.bus.kept())?;
+        let letters = core.bus.sink();
+        let statistics = letters.statistics();
+        for (name, count) in [
+            ("dead_letters", statistics.entries),
+            ("dead_letters_dropped", statistics.dropped),
+            ("dead_letters_expired", statistics.expired),
+            ("dead_letters_damaged", statistics.damaged),
+            ("dead_letters_grown", letters.growth(now)),
+        ] {
+            report.set_item(name, count)?;
+        }
         for (name, count) in [
             ("offered", counts.offered),
             ("accepted", counts.accepted),
@@ -476,6 +495,7 @@ impl Bus {
             return Ok(());
         }
         core.traverse(&visit)?;
+        core.bus.sink().traverse(&visit)?;
         for lane in core.bus.try_lanes().into_iter().flatten() {
             let handler = &lane.handler;
             if let Some(policy) = &handler.policy {
@@ -493,6 +513,8 @@ impl Bus {
         if let Some(core) = self.core.get() {
             core.routes.clear(py);
             core.bus.clear();
+            core.bus.sink().originals.clear();
+            core.bus.sink().under_way.clear();
         }
     }
 }

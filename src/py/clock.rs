@@ -1,8 +1,8 @@
 //! The clocks that the engine is handed: monotonic nanoseconds, and the wall clock
 //! derived from them.
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
@@ -82,6 +82,8 @@ pub struct Clock {
     stands_at: AtomicU64,
     /// How far ahead of its source it is.
     ahead: AtomicU64,
+    /// Unix time where the injected clock is at 0.
+    epoch: OnceLock<f64>,
 }
 
 /// The machine's.
@@ -99,6 +101,7 @@ impl Clock {
             injected,
             stands_at: AtomicU64::new(0),
             ahead: AtomicU64::new(0),
+            epoch: OnceLock::new(),
         }
     }
 
@@ -171,6 +174,17 @@ impl Clock {
     /// Whether its time is the machine's.
     pub fn is_machines(&self) -> bool {
         self.pace.load(Ordering::Relaxed) == MACHINE
+    }
+
+    /// Unix time in seconds, which passes as the clock does: an injected one begins with the machine's.
+    pub fn wall(&self, py: Python<'_>) -> PyResult<f64> {
+        let machine = monotonic_ns();
+        let wall = wall_at(machine);
+        if self.pace.load(Ordering::Relaxed) == MACHINE {
+            return Ok(wall);
+        }
+        let now = seconds(self.at(py, machine)?);
+        Ok(self.epoch.get_or_init(|| wall - now) + now)
     }
 
     /// For the garbage collector, and to tell clocks apart.

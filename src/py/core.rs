@@ -12,13 +12,12 @@ use super::cell::GilCell;
 use super::clock::Clock;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
+use super::letters::LetterSink;
 use super::ops::{PyLane, PyOps, PySeat};
 use super::pool::Pool;
 use super::process;
 use super::routes::Routes;
-use super::sink::LetterSink;
 use crate::engine::bus::Bus;
-use crate::engine::dead_letters::Limits;
 use crate::engine::idempotency::Idempotency;
 use crate::engine::sync::lock;
 
@@ -79,15 +78,19 @@ pub struct Core {
 
 impl Core {
     /// A bus that is not started. Nothing outside the object changes by this.
-    pub fn new(settings: Settings, clock: Clock, random: Option<Py<PyAny>>) -> Arc<Self> {
+    pub fn new(
+        settings: Settings,
+        clock: Arc<Clock>,
+        random: Option<Py<PyAny>>,
+        sink: LetterSink,
+    ) -> Arc<Self> {
         let keys = Idempotency::new(settings.ttl, settings.max_keys, seed());
         let loop_seat = Arc::new(PySeat::Loop(Arc::new(LoopSeat::default())));
-        let clock = Arc::new(clock);
         let alarm = LoopAlarm(loop_seat.clone());
-        let sink = LetterSink::in_memory(Limits::default(), clock.clone());
-        let bus = Bus::new(settings.max_queue_size, keys, alarm, sink);
+        let sink = Arc::new(sink);
+        let bus = Bus::new(settings.max_queue_size, keys, alarm, sink.clone());
         let workers = settings.workers;
-        Arc::new(Self {
+        let core = Arc::new(Self {
             bus,
             settings,
             clock,
@@ -104,7 +107,9 @@ impl Core {
             started: AtomicU64::new(0),
             publishes: AtomicU32::new(0),
             last_turn: AtomicU64::new(0),
-        })
+        });
+        sink.belongs_to(&core);
+        core
     }
 
     /// Starts nothing more in a lane whose handler ended the program.

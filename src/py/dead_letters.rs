@@ -21,9 +21,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[pyclass(frozen, module = "ironbus._core")]
-pub struct DeadLetterStore {
+pub struct DeadLetterStore(Arc<Store>);
+
+/// A queue, opened or not yet.
+pub struct Store {
     path: Option<PathBuf>,
-    limits: Limits,
+    /// How much it keeps.
+    pub limits: Limits,
     durability: Durability,
     /// The queue, and the process that opened it: a file must not be used across a fork.
     opened: Mutex<Option<(u32, Arc<dyn DeadLetters>)>>,
@@ -36,8 +40,14 @@ type Described = (String, String, String, String);
 /// failure's text (its type where texts are not kept), attempts, first and last failure.
 type Entry = (String, String, String, bool, String, u64, f64, f64);
 
-impl DeadLetterStore {
-    fn queue(&self) -> Result<Arc<dyn DeadLetters>, DeadLetterError> {
+impl Store {
+    /// Whether it is in memory, where no call waits for anything.
+    pub fn in_memory(&self) -> bool {
+        self.path.is_none()
+    }
+
+    /// The queue; opens it if that is still to be done.
+    pub fn queue(&self) -> Result<Arc<dyn DeadLetters>, DeadLetterError> {
         let generation = process::generation();
         let mut opened = lock(&self.opened);
         if let Some((process, queue)) = &*opened
@@ -61,14 +71,32 @@ impl DeadLetterStore {
         Ok(queue)
     }
 
+    /// Lets go of the file. The next call opens it again.
+    pub fn close(&self) {
+        let mut opened = lock(&self.opened);
+        match &*opened {
+            // The parent's connection is not ours to close.
+            Some((process, _)) if *process != process::generation() => {}
+            _ if self.in_memory() => {}
+            _ => *opened = None,
+        }
+    }
+
     /// Works on the queue, without the interpreter.
-    fn with<T: Send>(
+    pub fn with<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&dyn DeadLetters) -> Result<T, DeadLetterError> + Send,
     ) -> PyResult<T> {
         py.detach(|| work(&*self.queue()?))
             .map_err(|error| exception(py, &error))
+    }
+}
+
+impl DeadLetterStore {
+    /// The queue behind it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.0
     }
 }
 
@@ -86,7 +114,7 @@ impl DeadLetterStore {
         tracebacks: bool,
         fsync: bool,
     ) -> Self {
-        Self {
+        Self(Arc::new(Store {
             path,
             limits: Limits {
                 max_entries,
@@ -106,7 +134,7 @@ impl DeadLetterStore {
                 Durability::Os
             },
             opened: Mutex::new(None),
-        }
+        }))
     }
 
     /// Keeps a dead letter; all its attempts so far.
@@ -142,7 +170,7 @@ impl DeadLetterStore {
             fingerprint,
             redrivable_in_process_only: in_process_only,
         };
-        let added = self.with(py, move |queue| queue.add(letter, now))?;
+        let added = self.0.with(py, move |queue| queue.add(letter, now))?;
         Ok(match added {
             Added::New => 1,
             Added::Again { attempts } => attempts,
@@ -180,7 +208,7 @@ impl DeadLetterStore {
             },
         );
         let letters = letters.collect();
-        self.with(py, move |queue| queue.import(&name, letters))
+        self.0.with(py, move |queue| queue.import(&name, letters))
     }
 
     /// All entries, oldest first, that failed last at this time or later.
@@ -190,7 +218,7 @@ impl DeadLetterStore {
             since,
             ..Filter::default()
         };
-        let stored = self.with(py, move |queue| {
+        let stored = self.0.with(py, move |queue| {
             queue.expire(now)?;
             queue.page(&filter, 0, usize::MAX)
         })?;
@@ -199,7 +227,7 @@ impl DeadLetterStore {
 
     /// Lets go of an entry. False: there is none.
     fn remove(&self, py: Python<'_>, id: &str) -> PyResult<bool> {
-        self.with(py, |queue| queue.remove(id))
+        self.0.with(py, |queue| queue.remove(id))
     }
 
     /// The next entry behind a position that nobody holds, held now; with its position.
@@ -211,7 +239,7 @@ impl DeadLetterStore {
         until: f64,
         now: f64,
     ) -> PyResult<Option<(u64, Entry)>> {
-        let claimed = self.with(py, |queue| {
+        let claimed = self.0.with(py, |queue| {
             queue.expire(now)?;
             queue.claim(&Filter::default(), after, 1, Lease { holder, until }, now)
         })?;
@@ -223,7 +251,7 @@ impl DeadLetterStore {
 
     /// A claimed entry leaves.
     fn succeeded(&self, py: Python<'_>, id: &str, holder: u64) -> PyResult<bool> {
-        self.with(py, |queue| queue.succeeded(id, holder))
+        self.0.with(py, |queue| queue.succeeded(id, holder))
     }
 
     /// A claimed entry failed once more, and is free again.
@@ -237,26 +265,19 @@ impl DeadLetterStore {
         now: f64,
     ) -> PyResult<bool> {
         let (failure, fingerprint) = described(subscription, failure);
-        self.with(py, |queue| {
+        self.0.with(py, |queue| {
             queue.failed(id, holder, failure, fingerprint, 1, now)
         })
     }
 
     /// A claimed entry is free again, as it was.
     fn release(&self, py: Python<'_>, id: &str, holder: u64) -> PyResult<bool> {
-        self.with(py, |queue| queue.release(id, holder))
+        self.0.with(py, |queue| queue.release(id, holder))
     }
 
     /// Lets go of the file. The next call opens it again.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| {
-            let mut opened = lock(&self.opened);
-            match &*opened {
-                Some((process, _)) if *process != process::generation() => {}
-                _ if self.path.is_none() => {}
-                _ => *opened = None,
-            }
-        });
+        py.detach(|| self.0.close());
     }
 }
 
@@ -290,6 +311,7 @@ fn entry(Stored { letter, .. }: Stored) -> Entry {
     )
 }
 
+/// A queue's error as Python sees it.
 pub fn exception(py: Python<'_>, error: &DeadLetterError) -> PyErr {
     let class = match error {
         DeadLetterError::Full { .. } => Error::DeadLetterQueueFull,

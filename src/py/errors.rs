@@ -32,7 +32,7 @@ macro_rules! exceptions {
 exceptions! {
     InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidTiming, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
-    QueueFull, WouldDeadlock, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
+    QueueFull, WouldDeadlock, NotStarted, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
     DeadLetterQueueFull, StorageError,
 }
 

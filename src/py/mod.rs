@@ -21,6 +21,7 @@ mod event_sequence;
 mod failure;
 mod identity;
 mod keys;
+mod letters;
 mod native;
 mod once;
 mod ops;
@@ -37,7 +38,6 @@ mod refusal;
 mod retries;
 mod routes;
 mod run;
-mod sink;
 mod slot;
 mod stream;
 mod testing;
@@ -72,6 +72,8 @@ mod _core {
     use super::breaker::Breaker;
     #[pymodule_export]
     use super::dead_letters::DeadLetterStore;
+    #[pymodule_export]
+    use super::letters::{LetterBox, LetterFilter, Redrive};
     #[pymodule_export]
     use super::retries::{Random, Retries};
 

@@ -13,10 +13,10 @@ use pyo3::prelude::*;
 use super::alarm::LoopAlarm;
 use super::cell::GilCell;
 use super::event_loop::LoopSeat;
+use super::letters::LetterSink;
 use super::policy::Policy;
 use super::pool::Pool;
 use super::record::Record;
-use super::sink::LetterSink;
 use super::stream::StreamSeat;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, Wake};
@@ -33,7 +33,7 @@ impl Ops for PyOps {
     type Waker = Waker;
     type Seat = PySeat;
     type Alarm = LoopAlarm;
-    type Sink = LetterSink;
+    type Sink = Arc<LetterSink>;
 }
 
 /// An event under way.

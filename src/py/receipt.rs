@@ -67,6 +67,20 @@ impl Receipt {
         (self.way, self.sequence)
     }
 
+    /// For a dead letter that was delivered again.
+    pub fn redelivered(event: Event, way: Py<Way>, sequence: u64) -> Self {
+        Self {
+            event,
+            way: Some(way),
+            sequence,
+        }
+    }
+
+    /// What it is for.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
     fn is_over(&self, cascade: bool) -> bool {
         self.sequence == 0
             || (self.event.settled()

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyString};
 
@@ -102,6 +104,18 @@ pub struct Extras {
 }
 
 impl Given {
+    /// The same again.
+    fn clone_ref(&self, py: Python<'_>) -> Self {
+        let object =
+            |object: &Option<Py<PyAny>>| object.as_ref().map(|object| object.clone_ref(py));
+        Self {
+            timestamp: self.timestamp.as_ref().map(|stamp| stamp.clone_ref(py)),
+            identity: self.identity.as_ref().map(|id| id.clone_ref(py)),
+            source: object(&self.source),
+            template: object(&self.template),
+        }
+    }
+
     /// Whether the caller set nothing.
     pub fn is_empty(&self) -> bool {
         self.timestamp.is_none()
@@ -120,6 +134,37 @@ impl Record {
             .as_ref()
             .and_then(|given| given.timestamp.as_ref());
         given.map_or(Stamp::Seconds(self.seconds), |stamp| stamp.clone_ref(py))
+    }
+
+    /// The same event, with references of its own.
+    pub fn clone_ref(&self, py: Python<'_>) -> Self {
+        let given = self.given.as_ref();
+        Self {
+            type_: self.type_.clone_ref(py),
+            data: self.data.clone_ref(py),
+            seconds: self.seconds,
+            number: self.number,
+            given: given.map(|given| Box::new(given.clone_ref(py))),
+            extras: self.extras.clone(),
+            priority: self.priority,
+        }
+    }
+
+    /// For the garbage collector, where a record has one owner that it sees.
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.data)?;
+        let Some(given) = &self.given else {
+            return Ok(());
+        };
+        visit.call(&given.source)?;
+        visit.call(&given.template)?;
+        if let Some(Stamp::Object(object)) = &given.timestamp {
+            visit.call(object)?;
+        }
+        match &given.identity {
+            Some(Identity::Object(object)) => visit.call(object),
+            _ => Ok(()),
+        }
     }
 
     /// The event's id.

@@ -326,6 +326,10 @@ pub fn finish(
     now: u64,
 ) -> Result<Option<Next<PyOps>>, PyErr> {
     match end {
+        End::Outcome(outcome) if entry.letter().is_some() => {
+            let bus = &core.bus;
+            Ok(bus.finish_letter(lane, entry, &outcome, work, proceed, now))
+        }
         End::Outcome(outcome) => {
             let next = core
                 .bus

@@ -5,11 +5,11 @@
 use ironbus::engine::gate::{Offer, Patience, Timing};
 use ironbus::engine::idempotency::Idempotency;
 use ironbus::engine::lane::{self, Holds, LaneOptions, Letters, Order, Overflow};
-use ironbus::engine::ops::{self, Cause, Dying, NotKept, Ops, Seat as _, Wake, wake_all};
+use ironbus::engine::ops::{self, Cause, Dying, Kept, Ops, Seat as _, Wake, wake_all};
 use ironbus::engine::priority::Priority;
 use ironbus::engine::sync::{
     Arc, Mutex, Shared,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
     lock,
 };
 use ironbus::engine::{bus, gate, router, settlement};
@@ -124,18 +124,26 @@ pub type Letter = (u64, u32, Cause);
 pub struct Graves {
     pub room: Arc<AtomicUsize>,
     pub letters: Arc<Mutex<Vec<Letter>>>,
+    /// It writes as a file does, which takes time.
+    pub later: Arc<AtomicBool>,
+    pub writing: Arc<Mutex<Vec<Box<Dying<Plain>>>>>,
 }
 
 impl ops::Sink<Plain> for Graves {
-    fn keep(&self, dying: &Dying<'_, Plain>) -> Result<(), NotKept> {
+    fn keep(&self, dying: Box<Dying<Plain>>) -> Kept<Plain> {
         assert!(!dying.entry.event.settled(), "the letter comes first");
         let room = |room: usize| room.checked_sub(1);
-        self.room
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, room)
-            .map_err(|_| NotKept)?;
-        let entry = dying.entry;
+        let order = Ordering::SeqCst;
+        if self.room.fetch_update(order, order, room).is_err() {
+            return Kept::Not(dying);
+        }
+        let entry = &dying.entry;
         lock(&self.letters).push((entry.event.payload, entry.attempt, dying.cause));
-        Ok(())
+        if self.later.load(order) {
+            lock(&self.writing).push(dying);
+            return Kept::Later;
+        }
+        Kept::Now(dying)
     }
 }
 

@@ -41,3 +41,8 @@ async def advance(bus, clock, seconds, limit=30):
     clock.now = max(clock.now, end)
     bus._tick()
     await still(bus, limit)
+
+
+def letters(bus):
+    """All dead letters of a bus without a file, as plain values."""
+    return [letter.to_dict() for letter in bus.dead_letters]

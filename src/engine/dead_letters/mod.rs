@@ -10,6 +10,7 @@ mod entry;
 mod filter;
 mod limits;
 mod memory;
+mod redrive;
 mod row;
 mod sqlite;
 pub(crate) mod table;
@@ -20,6 +21,7 @@ pub use entry::{DeadEvent, DeadLetter, Failure, Fingerprint, Stored};
 pub use filter::Filter;
 pub use limits::{Limits, WhenFull};
 pub use memory::MemoryDeadLetters;
+pub use redrive::{Ended, LEASE, Redrive, Report, Skipped, Step, WINDOW};
 pub use sqlite::SqliteDeadLetters;
 
 use super::store::{StoreError, WallSeconds};

@@ -12,6 +12,7 @@ mod discard;
 mod effects;
 mod full;
 mod quiet;
+mod redeliver;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -38,6 +39,7 @@ use super::topic::Topic;
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
 pub use self::quiet::Calm;
+pub use self::redeliver::Redelivery;
 pub use self::waiting::Ticket;
 
 /// What a publisher does when there is no room.

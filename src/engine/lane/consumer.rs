@@ -202,6 +202,16 @@ impl<O: Ops> Consumer<O> {
         }
     }
 
+    /// Puts an entry before all others of its level.
+    pub(super) fn admit_first(&mut self, entry: Entry<O>) {
+        let first = Rank::Begun(0);
+        if self.is_keyed() && !entry.is_unordered() {
+            self.keys.arrive(first, entry, &mut self.ready);
+        } else {
+            self.ready.insert(first, entry);
+        }
+    }
+
     /// Starts nothing before the breaker changes, or this time has come.
     pub(super) fn refuse(&mut self, until: Option<Nanos>) {
         self.barred |= REFUSED;

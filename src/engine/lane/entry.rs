@@ -44,6 +44,19 @@ pub struct Rare<O: Ops> {
     pub(super) delayed: bool,
     /// It has failed for good, and there was no room for its dead letter.
     pub(in crate::engine) doom: Option<Doom<O>>,
+    /// It is delivered again.
+    pub letter: Option<Letter>,
+}
+
+/// The dead letter that a delivery is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// Its id.
+    pub id: String,
+    /// Who holds it in the queue.
+    pub holder: u64,
+    /// The subscription that it failed in, by which failures of one cause are told.
+    pub subscription: String,
 }
 
 /// How a delivery failed for good.
@@ -64,6 +77,7 @@ impl<O: Ops> Default for Rare<O> {
             unordered: false,
             delayed: false,
             doom: None,
+            letter: None,
         }
     }
 }
@@ -119,6 +133,12 @@ impl<O: Ops> Entry<O> {
     /// Whether it runs in order to find out if calls succeed again.
     pub(super) fn is_probe(&self) -> bool {
         self.permit != NO_PERMIT && Permit::from_number(self.permit).is_probe()
+    }
+
+    /// The dead letter that it is of, if it is of one.
+    #[inline]
+    pub fn letter(&self) -> Option<&Letter> {
+        self.rare.as_ref()?.letter.as_ref()
     }
 
     /// Whether it is too late to start it.

@@ -31,7 +31,7 @@ use super::sync::{
     lock,
 };
 
-pub use self::entry::{Doom, Entry, Finished, Rare};
+pub use self::entry::{Doom, Entry, Finished, Letter, Rare};
 pub use self::options::{Holds, LaneOptions, Letters, Order, Overflow};
 pub use self::report::{LaneReport, Stopped};
 pub use self::retry::{Failed, Verdict};

@@ -1,0 +1,399 @@
+//! Where the deliveries of a bus go that failed for good. A queue in memory is written at
+//! once; a file by a thread of its own, while the delivery's lane waits: an event loop
+//! never waits for a disk, nor for another process.
+
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::PyKeyboardInterrupt;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use super::originals::Originals;
+use super::redrive::UnderWay;
+use super::text;
+use crate::engine::clock::Nanos;
+use crate::engine::dead_letters::{
+    DeadLetter, DeadLetterError, DeadLetters, Failure, Fingerprint, Limits, Statistics,
+};
+use crate::engine::lane::Letter;
+use crate::engine::metrics::Recent;
+use crate::engine::ops::{Cause, Dying, Kept, Sink};
+use crate::engine::store::WallSeconds;
+use crate::engine::sync::lock;
+use crate::py::clock::Clock;
+use crate::py::core::Core;
+use crate::py::dead_letters::Store;
+use crate::py::ops::PyOps;
+
+/// The dead letter queue of a bus.
+pub struct LetterSink {
+    store: Arc<Store>,
+    clock: Arc<Clock>,
+    /// Takes what is to be called by the thread that writes; none: nothing ever waits.
+    writer: Option<Py<PyAny>>,
+    core: OnceLock<Weak<Core>>,
+    /// Payloads that are here, and not only as text.
+    pub originals: Originals,
+    /// Letters that are being delivered again.
+    pub under_way: UnderWay,
+    /// New letters of the last while.
+    growth: Mutex<Recent>,
+    /// The queue's, when it was last asked: nobody waits for a file to count.
+    statistics: Mutex<Statistics>,
+    /// When to look again for letters that are too old.
+    next_expiry: Mutex<WallSeconds>,
+}
+
+/// What is to be written of a delivery.
+enum Note {
+    /// A new letter.
+    New(Box<DeadLetter>),
+    /// How a letter fared that was delivered again.
+    Again(Letter, Fate),
+}
+
+enum Fate {
+    Succeeded,
+    Failed(Failure, Fingerprint, u64),
+    Released,
+}
+
+impl LetterSink {
+    /// For a bus that is about to be made; `window` is what counts as the last while.
+    pub fn new(
+        store: Arc<Store>,
+        clock: Arc<Clock>,
+        writer: Option<Py<PyAny>>,
+        window: Nanos,
+    ) -> Self {
+        Self {
+            store,
+            clock,
+            writer,
+            core: OnceLock::new(),
+            originals: Originals::default(),
+            under_way: UnderWay::default(),
+            growth: Mutex::new(Recent::new(window)),
+            statistics: Mutex::default(),
+            next_expiry: Mutex::default(),
+        }
+    }
+
+    /// Whose it is.
+    pub fn belongs_to(&self, core: &Arc<Core>) {
+        let set = self.core.set(Arc::downgrade(core));
+        debug_assert!(set.is_ok());
+    }
+
+    /// The queue itself.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// How much it keeps.
+    pub fn limits(&self) -> &Limits {
+        &self.store.limits
+    }
+
+    /// What the queue has and had, when it was last asked.
+    pub fn statistics(&self) -> Statistics {
+        *lock(&self.statistics)
+    }
+
+    /// New letters within the window.
+    pub fn growth(&self, now: Nanos) -> u64 {
+        lock(&self.growth).total(now)
+    }
+
+    /// Now, in Unix time.
+    pub fn wall(&self, py: Python<'_>) -> PyResult<WallSeconds> {
+        self.clock.wall(py)
+    }
+
+    /// Works on the queue, without what is too old, and remembers what there is afterwards.
+    pub fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        wall: WallSeconds,
+        work: impl FnOnce(&dyn DeadLetters) -> Result<T, DeadLetterError> + Send,
+    ) -> PyResult<T> {
+        self.with_queue(py, |queue| {
+            queue.expire(wall)?;
+            let result = work(queue)?;
+            self.look(queue)?;
+            Ok(result)
+        })
+    }
+
+    /// Works on the queue, without the interpreter.
+    pub fn with_queue<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&dyn DeadLetters) -> Result<T, DeadLetterError> + Send,
+    ) -> PyResult<T> {
+        self.store.with(py, work)
+    }
+
+    fn look(&self, queue: &dyn DeadLetters) -> Result<(), DeadLetterError> {
+        let statistics = queue.statistics()?;
+        *lock(&self.statistics) = statistics;
+        Ok(())
+    }
+
+    /// To look for what is too old takes a while, so that is done now and then.
+    fn expire(&self, queue: &dyn DeadLetters, wall: WallSeconds) -> Result<(), DeadLetterError> {
+        let Some(age) = self.limits().max_age else {
+            return Ok(());
+        };
+        {
+            let mut next = lock(&self.next_expiry);
+            if wall < *next {
+                return Ok(());
+            }
+            *next = wall + (age / 10.0).min(MINUTE);
+        }
+        queue.expire(wall).map(drop)
+    }
+
+    /// Something has left the queue.
+    pub fn room_made(&self, py: Python<'_>) {
+        if let Some(core) = self.core.get().and_then(Weak::upgrade) {
+            py.detach(|| core.bus.room_for_letters());
+        }
+    }
+
+    fn note(&self, py: Python<'_>, dying: &Dying<PyOps>) -> PyResult<(Note, WallSeconds)> {
+        let (wall, now) = (self.clock.wall(py)?, self.clock.now(py)?);
+        let then = |at: Nanos| wall - now.saturating_sub(at) as f64 / 1e9;
+        let ended = then(dying.at);
+        if let Some(letter) = dying.entry.letter() {
+            let fate = match dying.cause {
+                Cause::Done => Fate::Succeeded,
+                Cause::Filtered => Fate::Released,
+                _ => {
+                    let (failure, fingerprint) = text::failure(py, dying, &letter.subscription)?;
+                    Fate::Failed(failure, fingerprint, text::attempts(dying))
+                }
+            };
+            return Ok((Note::Again(letter.clone(), fate), ended));
+        }
+        let rare = dying.entry.rare.as_ref();
+        let first = rare.and_then(|rare| rare.first_failure).map_or(ended, then);
+        let letter = text::letter(py, dying, first, ended)?;
+        Ok((Note::New(Box::new(letter)), ended))
+    }
+
+    /// Writes it. False: it is a new letter and could not be kept.
+    fn write(&self, py: Python<'_>, dying: &Dying<PyOps>, note: Note, ended: WallSeconds) -> bool {
+        match note {
+            Note::New(letter) => self.add(py, dying, *letter, ended),
+            Note::Again(letter, fate) => {
+                self.tell(py, dying, &letter, fate, ended);
+                true
+            }
+        }
+    }
+
+    fn add(
+        &self,
+        py: Python<'_>,
+        dying: &Dying<PyOps>,
+        letter: DeadLetter,
+        ended: WallSeconds,
+    ) -> bool {
+        let id = letter.id.clone();
+        // Of a file, only what it cannot hold.
+        let keep = self.store.in_memory() || letter.redrivable_in_process_only;
+        if keep {
+            let original = dying.entry.event.payload.clone_ref(py);
+            self.originals.put(id.clone(), original);
+        }
+        let added = py.detach(|| {
+            let queue = self.store.queue()?;
+            self.expire(&*queue, ended)?;
+            queue.add(letter, ended)?;
+            self.look(&*queue)
+        });
+        if let Err(error) = added {
+            self.originals.remove(&id);
+            self.say_parked(py, dying, &error.to_string());
+            return false;
+        }
+        lock(&self.growth).count(dying.at);
+        if self.originals.len() > self.statistics().entries as usize + SPARE {
+            self.prune(py);
+        }
+        true
+    }
+
+    /// Lets go of payloads whose letters have gone.
+    pub fn prune(&self, py: Python<'_>) {
+        let ids = self.originals.ids();
+        let gone = py.detach(|| {
+            let queue = self.store.queue()?;
+            let mut gone = Vec::new();
+            for id in ids {
+                if let Ok(None) = queue.get(&id) {
+                    gone.push(id);
+                }
+            }
+            Ok::<_, DeadLetterError>(gone)
+        });
+        for id in gone.iter().flatten() {
+            self.originals.remove(id);
+        }
+    }
+
+    fn tell(
+        &self,
+        py: Python<'_>,
+        dying: &Dying<PyOps>,
+        letter: &Letter,
+        fate: Fate,
+        ended: WallSeconds,
+    ) {
+        let Letter { id, holder, .. } = letter;
+        let succeeded = matches!(fate, Fate::Succeeded);
+        self.under_way.remove(id);
+        let told = py.detach(|| {
+            let queue = self.store.queue()?;
+            match fate {
+                Fate::Succeeded => queue.succeeded(id, *holder),
+                Fate::Failed(failure, fingerprint, attempts) => {
+                    queue.failed(id, *holder, failure, fingerprint, attempts, ended)
+                }
+                Fate::Released => queue.release(id, *holder),
+            }?;
+            self.look(&*queue)
+        });
+        match told {
+            Ok(()) if succeeded => {
+                self.originals.remove(id);
+                self.room_made(py);
+            }
+            Ok(()) => {}
+            Err(error) => self.say_unchanged(py, dying, id, &error.to_string()),
+        }
+    }
+
+    /// Says, once, that the lane starts nothing more before the letter can be kept.
+    fn say_parked(&self, py: Python<'_>, dying: &Dying<PyOps>, reason: &str) {
+        static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        if dying.again {
+            return;
+        }
+        let said = LOG.import(py, "ironbus._log", "parked").and_then(|log| {
+            let name = &dying.lane.handler.name;
+            log.call1((name, dying.entry.sequence, reason))
+        });
+        if let Err(error) = said {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    fn say_unchanged(&self, py: Python<'_>, dying: &Dying<PyOps>, id: &str, reason: &str) {
+        static LOG: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let log = LOG.import(py, "ironbus._log", "dead_letter_unchanged");
+        let said = log.and_then(|log| {
+            let name = &dying.lane.handler.name;
+            log.call1((name, dying.entry.sequence, id, reason))
+        });
+        if let Err(error) = said {
+            error.write_unraisable(py, None);
+        }
+    }
+
+    /// Its texts could not be made: that is said by the kind of the error alone.
+    fn say_broken(&self, py: Python<'_>, dying: &Dying<PyOps>, error: &PyErr) {
+        if error.is_instance_of::<PyKeyboardInterrupt>(py) {
+            // It came just now, and is meant for the program.
+            let interrupted = py.import("_thread");
+            let interrupted = interrupted.and_then(|thread| thread.call_method0("interrupt_main"));
+            if let Err(error) = interrupted {
+                error.write_unraisable(py, None);
+            }
+        }
+        let kind = error.get_type(py).name();
+        let kind = kind.map_or_else(|_| String::new(), |kind| kind.to_string());
+        self.say_parked(py, dying, &kind);
+    }
+
+    /// For the garbage collector.
+    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.writer)?;
+        self.originals.traverse(visit)
+    }
+}
+
+const MINUTE: WallSeconds = 60.0;
+
+/// So many payloads more than letters are not looked at one by one.
+const SPARE: usize = 64;
+
+impl Sink<PyOps> for Arc<LetterSink> {
+    fn keep(&self, dying: Box<Dying<PyOps>>) -> Kept<PyOps> {
+        Python::attach(|py| {
+            let (note, ended) = match self.note(py, &dying) {
+                Ok(note) => note,
+                Err(error) => {
+                    self.say_broken(py, &dying, &error);
+                    return Kept::Not(dying);
+                }
+            };
+            let core = self.core.get().and_then(Weak::upgrade);
+            let (Some(writer), Some(core)) = (&self.writer, core) else {
+                return if self.write(py, &dying, note, ended) {
+                    Kept::Now(dying)
+                } else {
+                    Kept::Not(dying)
+                };
+            };
+            let work = Mutex::default();
+            let mail = match Py::new(py, Mail { core, work }) {
+                Ok(mail) => mail,
+                Err(error) => {
+                    self.say_broken(py, &dying, &error);
+                    return Kept::Not(dying);
+                }
+            };
+            *lock(&mail.get().work) = Some((dying, note, ended));
+            let Err(error) = writer.call1(py, (&mail,)) else {
+                return Kept::Later;
+            };
+            let Some((dying, ..)) = lock(&mail.get().work).take() else {
+                return Kept::Later;
+            };
+            self.say_broken(py, &dying, &error);
+            Kept::Not(dying)
+        })
+    }
+}
+
+/// The delivery, what is to be written of it, and when it ended.
+type Work = (Box<Dying<PyOps>>, Note, WallSeconds);
+
+/// A delivery on its way to the file.
+#[pyclass(frozen)]
+struct Mail {
+    core: Arc<Core>,
+    work: Mutex<Option<Work>>,
+}
+
+#[pymethods]
+impl Mail {
+    /// On the thread that writes.
+    fn __call__(&self, py: Python<'_>) {
+        let Some((dying, note, ended)) = lock(&self.work).take() else {
+            return;
+        };
+        let kept = self.core.bus.sink().write(py, &dying, note, ended);
+        // A clock of the user's that fails must not keep the lane waiting for ever.
+        let now = self.core.now(py).unwrap_or_else(|error| {
+            error.write_unraisable(py, None);
+            dying.at
+        });
+        self.core.bus.letter_kept(dying, kept, now);
+    }
+}
