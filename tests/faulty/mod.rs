@@ -1,9 +1,11 @@
 //! A file system between SQLite and the real one that fails when it is told to: the k-th change to
-//! a file in a folder does not happen, or only half. Files of other folders are left alone.
+//! a file in a folder does not happen, or only half. It can also record what is changed and what
+//! is flushed, for a loss of power to be played afterwards. Files of other folders are left alone.
 //!
 //! It is a shim as SQLite's documentation describes them: every file is a small header of ours
 //! with the real file behind it, and every call goes through.
 #![allow(unsafe_code)]
+#![allow(dead_code)] // each test file uses its part of it
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -23,9 +25,24 @@ pub enum Fault {
     Short,
 }
 
+/// A change of a file, in the order in which SQLite made them.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Bytes at a place.
+    Write(String, usize, Vec<u8>),
+    /// A new length.
+    Truncate(String, usize),
+    /// All that was written to the file before is on the medium.
+    Flush(String),
+    /// What the test wants to know the place of.
+    Mark(u8),
+}
+
 /// What happens to the files of a folder.
 #[derive(Debug, Default)]
 pub struct Plan {
+    /// What was changed, while it is wanted.
+    pub record: Option<Vec<Change>>,
     /// Writes, truncations and flushes so far.
     pub changes: u64,
     /// The first change that fails, and how; with `true` all later ones do as well.
@@ -62,6 +79,8 @@ struct Header {
     base: ffi::sqlite3_file,
     /// From `Arc::into_raw`, or null.
     plan: *const Mutex<Plan>,
+    /// From `Box::into_raw`, or null: the file's name within its folder.
+    name: *mut String,
 }
 
 /// The real file of one of ours.
@@ -89,6 +108,20 @@ fn next(file: *mut ffi::sqlite3_file) -> Option<Fault> {
         return Some(fault);
     }
     None
+}
+
+/// Records a change that has happened.
+fn note(file: *mut ffi::sqlite3_file, change: impl FnOnce(String) -> Change) {
+    // SAFETY: the header was filled in by `open`; its plan and name are kept until `close`.
+    let (plan, name) = unsafe {
+        let header = file.cast::<Header>();
+        ((*header).plan.as_ref(), (*header).name.as_ref())
+    };
+    if let (Some(plan), Some(name)) = (plan, name)
+        && let Some(record) = &mut lock(plan).record
+    {
+        record.push(change(name.clone()));
+    }
 }
 
 /// A method that only hands on to the real file.
@@ -133,8 +166,17 @@ unsafe extern "C" fn write(
     offset: ffi::sqlite3_int64,
 ) -> c_int {
     match next(file) {
-        // SAFETY: SQLite's own arguments.
-        None => unsafe { write_real(file, buffer, amount, offset) },
+        None => {
+            // SAFETY: SQLite's own arguments.
+            let written = unsafe { write_real(file, buffer, amount, offset) };
+            note(file, |name| {
+                // SAFETY: SQLite hands in a buffer of this many bytes.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), amount as usize) };
+                Change::Write(name, offset as usize, bytes.to_vec())
+            });
+            written
+        }
         Some(Fault::Eio) => ffi::SQLITE_IOERR_WRITE,
         Some(Fault::Enospc) => ffi::SQLITE_FULL,
         Some(Fault::Short) => {
@@ -148,16 +190,23 @@ unsafe extern "C" fn write(
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: ffi::sqlite3_int64) -> c_int {
     match next(file) {
-        // SAFETY: SQLite's own arguments.
-        None => unsafe { truncate_real(file, size) },
+        None => {
+            note(file, |name| Change::Truncate(name, size as usize));
+            // SAFETY: SQLite's own arguments.
+            unsafe { truncate_real(file, size) }
+        }
         Some(_) => ffi::SQLITE_IOERR_TRUNCATE,
     }
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
     match next(file) {
-        // SAFETY: SQLite's own arguments.
-        None => unsafe { sync_real(file, flags) },
+        None => {
+            // SAFETY: SQLite's own arguments.
+            let flushed = unsafe { sync_real(file, flags) };
+            note(file, Change::Flush);
+            flushed
+        }
         Some(_) => ffi::SQLITE_IOERR_FSYNC,
     }
 }
@@ -168,13 +217,17 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
         Some(close) => unsafe { close(real(file)) },
         None => ffi::SQLITE_IOERR,
     };
-    // SAFETY: the header is ours until SQLite frees it after this call; the plan came from
-    // `Arc::into_raw` in `open`, and is let go of once, here.
+    // SAFETY: the header is ours until SQLite frees it after this call; the plan and the name came
+    // from `into_raw` in `open`, and are let go of once, here.
     unsafe {
         let header = file.cast::<Header>();
         let plan = std::mem::replace(&mut (*header).plan, std::ptr::null());
         if !plan.is_null() {
             drop(Arc::from_raw(plan));
+        }
+        let name = std::mem::replace(&mut (*header).name, std::ptr::null_mut());
+        if !name.is_null() {
+            drop(Box::from_raw(name));
         }
         (*file).pMethods = std::ptr::null();
     }
@@ -216,6 +269,7 @@ unsafe extern "C" fn open(
         let below = (*vfs).pAppData.cast::<ffi::sqlite3_vfs>();
         let header = file.cast::<Header>();
         (*header).plan = std::ptr::null();
+        (*header).name = std::ptr::null_mut();
         (*file).pMethods = std::ptr::null();
         (*real(file)).pMethods = std::ptr::null();
         let Some(open) = (*below).xOpen else {
@@ -229,9 +283,11 @@ unsafe extern "C" fn open(
         if !name.is_null()
             && let Ok(name) = CStr::from_ptr(name).to_str()
             && let Some(folder) = Path::new(name).parent()
+            && let Some(own) = Path::new(name).file_name()
             && let Some(plan) = lock(plans()).get(&folder.display().to_string())
         {
             (*header).plan = Arc::into_raw(plan.clone());
+            (*header).name = Box::into_raw(Box::new(own.to_string_lossy().into_owned()));
         }
         opened
     }
