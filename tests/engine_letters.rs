@@ -87,7 +87,7 @@ impl World {
     /// Ends the writing of the oldest letter that is being written.
     fn written(&self, well: bool) {
         let dying = self.graves.writing.lock().unwrap().remove(0);
-        self.bus.letter_kept(dying, well, self.now);
+        self.bus.letter_kept(Box::new(dying), well, self.now);
     }
 
     fn redeliver(&self, lane: &Arc<Lane>, payload: u64) -> Option<(u64, Shared<Envelope>)> {

@@ -126,7 +126,7 @@ pub struct Graves {
     pub letters: Arc<Mutex<Vec<Letter>>>,
     /// It writes as a file does, which takes time.
     pub later: Arc<AtomicBool>,
-    pub writing: Arc<Mutex<Vec<Box<Dying<Plain>>>>>,
+    pub writing: Arc<Mutex<Vec<Dying<Plain>>>>,
 }
 
 impl ops::Sink<Plain> for Graves {
@@ -140,7 +140,7 @@ impl ops::Sink<Plain> for Graves {
         let entry = &dying.entry;
         lock(&self.letters).push((entry.event.payload, entry.attempt, dying.cause));
         if self.later.load(order) {
-            lock(&self.writing).push(dying);
+            lock(&self.writing).push(*dying);
             return Kept::Later;
         }
         Kept::Now(dying)
