@@ -3,28 +3,26 @@
 //! as soon as it meets anything else the whole payload goes to the standard library, so that
 //! the result, and what is refused, is the standard library's by construction.
 
-use std::cell::Cell;
-
-use super::once::Once;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
+use super::cell::GilCell;
 use super::errors::Error;
+use super::once::Once;
 use super::refusal;
 use crate::engine::digest::Digest;
 use fast::Scratch;
 
 mod fast;
+mod shapes;
 
-/// More than this is not kept for the next payload of the thread.
+/// More than this is not kept for the next payload.
 const KEEP: usize = 64 * 1024;
 
-thread_local! {
-    // Taken out while they are used, so that Python code which is called meanwhile, and comes
-    // back here, finds the cell empty instead of borrowed.
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
-}
+// Taken out while they are used, so that Python code which is called meanwhile, and comes back here,
+// finds none instead of those that are in use.
+static BUFFER: GilCell<Vec<u8>> = GilCell::new(Vec::new());
+static SCRATCH: GilCell<Option<Box<Scratch>>> = GilCell::new(None);
 
 /// Appends the UTF-8 of `f"{type}:{json.dumps(data, sort_keys=True, allow_nan=False)}"`. After an
 /// error the buffer is as it was.
@@ -53,11 +51,11 @@ pub fn content_digest(
     type_: &Bound<'_, PyString>,
     data: &Bound<'_, PyAny>,
 ) -> PyResult<Digest> {
-    let mut buffer = BUFFER.take();
+    let mut buffer = BUFFER.replace(py, Vec::new());
     buffer.clear();
     let digest = canonical(py, type_, data, &mut buffer).map(|()| Digest::of(&buffer));
     if buffer.capacity() <= KEEP {
-        BUFFER.set(buffer);
+        BUFFER.replace(py, buffer);
     }
     digest
 }
@@ -84,11 +82,9 @@ fn write_type(py: Python<'_>, type_: &Bound<'_, PyString>, buffer: &mut Vec<u8>)
 #[inline]
 pub fn write_json(py: Python<'_>, data: &Bound<'_, PyAny>, buffer: &mut Vec<u8>) -> PyResult<()> {
     let start = buffer.len();
-    let mut scratch = SCRATCH.take();
+    let mut scratch = SCRATCH.replace(py, None).unwrap_or_default();
     let written = fast::write(data, buffer, &mut scratch);
-    if scratch.is_small() {
-        SCRATCH.set(scratch);
-    }
+    SCRATCH.replace(py, Some(scratch));
     if written {
         return Ok(());
     }

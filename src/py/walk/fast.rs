@@ -17,6 +17,7 @@ use std::slice;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use super::shapes::{Shapes, Trace};
 use crate::engine::digest::{
     write_code_points, write_f64, write_i64, write_latin1, write_str, write_u64,
 };
@@ -24,27 +25,40 @@ use crate::engine::digest::{
 /// Deeper payloads go to the standard library. It also ends the walk of one that contains itself.
 const MAX_DEPTH: usize = 128;
 
-/// So many items are kept for the next payload of the thread.
+/// So many entries are kept for the next payload of the thread.
 const KEEP: usize = 1024;
 
-/// The items of the dictionaries that are being walked, as a stack, so that sorting the keys of a
-/// payload allocates nothing. Empty between walks.
+/// What one walk leaves for the next: memory, so that walking a payload allocates
+/// nothing, and shapes. The stacks are empty between walks.
 #[derive(Default)]
-pub struct Scratch(Vec<Item>);
-
-impl Scratch {
-    pub const fn new() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Whether it is worth keeping.
-    #[inline]
-    pub fn is_small(&self) -> bool {
-        self.0.capacity() <= KEEP
-    }
+pub struct Scratch {
+    /// The entries of the dictionaries that are being walked.
+    entries: Vec<Entry>,
+    /// The same, for sorting them.
+    items: Vec<Item>,
+    shapes: Shapes,
 }
 
-/// One item of a dictionary.
+// SAFETY: only what is between walks goes from thread to thread, in which no pointer is left.
+unsafe impl Send for Scratch {}
+
+/// A walk under way.
+struct Walk<'a> {
+    entries: &'a mut Vec<Entry>,
+    items: &'a mut Vec<Item>,
+    shapes: &'a Shapes,
+    /// A dictionary whose shape shall be remembered for the next time.
+    new: Option<*mut ffi::PyObject>,
+}
+
+/// An entry of a dictionary.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    pub key: *mut ffi::PyObject,
+    pub value: *mut ffi::PyObject,
+}
+
+/// An entry whose key is a `str`.
 #[derive(Clone, Copy)]
 struct Item {
     /// The first eight bytes of the key, so that most comparisons are of two numbers.
@@ -72,9 +86,32 @@ impl Item {
 /// Appends the JSON of `data`; false: this walk cannot, and the buffer holds a part of it.
 #[inline]
 pub fn write(data: &Bound<'_, PyAny>, out: &mut Vec<u8>, scratch: &mut Scratch) -> bool {
+    let Scratch {
+        entries,
+        items,
+        shapes,
+    } = scratch;
+    let mut walk = Walk {
+        entries,
+        items,
+        shapes,
+        new: None,
+    };
     // SAFETY: `Bound` proves that the GIL is held and keeps the root alive; see the module.
-    let written = unsafe { value(data.as_ptr(), out, &mut scratch.0, 0) };
-    scratch.0.clear();
+    let written = unsafe { value(data.as_ptr(), out, &mut walk, 0) };
+    let new = walk.new;
+    if let (true, Some(dictionary)) = (written, new) {
+        entries.clear();
+        // SAFETY: a walk to the end has changed nothing, so that the dictionary is still alive.
+        unsafe {
+            let trace = list(dictionary, entries);
+            shapes.keep(data.py(), entries, trace);
+        }
+    }
+    entries.clear();
+    items.clear();
+    entries.shrink_to(KEEP);
+    items.shrink_to(KEEP);
     written
 }
 
@@ -83,7 +120,7 @@ pub fn write(data: &Bound<'_, PyAny>, out: &mut Vec<u8>, scratch: &mut Scratch) 
 unsafe fn value(
     object: *mut ffi::PyObject,
     out: &mut Vec<u8>,
-    items: &mut Vec<Item>,
+    walk: &mut Walk<'_>,
     depth: usize,
 ) -> bool {
     // SAFETY: each access is to an object of the exact type that has just been checked.
@@ -101,10 +138,10 @@ unsafe fn value(
             }
             finite
         } else if class == type_of(addr_of!(ffi::PyDict_Type)) {
-            depth < MAX_DEPTH && dictionary(object, out, items, depth + 1)
+            depth < MAX_DEPTH && dictionary(object, out, walk, depth + 1)
         } else if class == type_of(addr_of!(ffi::PyList_Type)) {
             depth < MAX_DEPTH
-                && array(out, items, depth + 1, |index| {
+                && array(out, walk, depth + 1, |index| {
                     // SAFETY: the index is checked against the length of the same list.
                     (index < ffi::PyList_GET_SIZE(object))
                         .then(|| ffi::PyList_GET_ITEM(object, index))
@@ -120,7 +157,7 @@ unsafe fn value(
             true
         } else if class == type_of(addr_of!(ffi::PyTuple_Type)) {
             depth < MAX_DEPTH
-                && array(out, items, depth + 1, |index| {
+                && array(out, walk, depth + 1, |index| {
                     // SAFETY: the index is checked against the length of the same tuple.
                     (index < ffi::PyTuple_GET_SIZE(object))
                         .then(|| ffi::PyTuple_GET_ITEM(object, index))
@@ -139,7 +176,7 @@ fn type_of(class: *const ffi::PyTypeObject) -> *mut ffi::PyTypeObject {
 #[inline]
 unsafe fn array(
     out: &mut Vec<u8>,
-    items: &mut Vec<Item>,
+    walk: &mut Walk<'_>,
     depth: usize,
     at: impl Fn(ffi::Py_ssize_t) -> Option<*mut ffi::PyObject>,
 ) -> bool {
@@ -150,7 +187,7 @@ unsafe fn array(
             out.extend_from_slice(b", ");
         }
         // SAFETY: the element is held by the array, which is alive.
-        if !unsafe { value(element, out, items, depth) } {
+        if !unsafe { value(element, out, walk, depth) } {
             return false;
         }
         index += 1;
@@ -162,51 +199,89 @@ unsafe fn array(
 unsafe fn dictionary(
     object: *mut ffi::PyObject,
     out: &mut Vec<u8>,
-    items: &mut Vec<Item>,
+    walk: &mut Walk<'_>,
     depth: usize,
 ) -> bool {
-    let start = items.len();
-    let (mut position, mut key, mut element) = (0, null_mut(), null_mut());
+    let start = walk.entries.len();
+    // SAFETY: an exact dict.
+    let trace = unsafe { list(object, walk.entries) };
+    let written = match walk.shapes.find(&walk.entries[start..], trace) {
+        Some(steps) => steps.iter().all(|step| {
+            step.write(out);
+            let element = walk.entries[start + usize::from(step.value)].value;
+            // SAFETY: the value is held by the dictionary, which is alive.
+            unsafe { value(element, out, walk, depth) }
+        }),
+        // SAFETY: as above, and so are the keys.
+        None => unsafe {
+            if walk.shapes.would_keep(&walk.entries[start..], trace) {
+                walk.new = Some(object);
+            }
+            sorted(start, out, walk, depth)
+        },
+    };
+    out.push(b'}');
+    walk.entries.truncate(start);
+    written
+}
+
+/// Appends the entries of an exact dict.
+#[inline]
+unsafe fn list(object: *mut ffi::PyObject, entries: &mut Vec<Entry>) -> Trace {
+    let (mut position, mut key, mut value) = (0, null_mut(), null_mut());
+    let mut trace = Trace::START;
     // SAFETY: an exact dict that nobody changes; what it yields is alive as long as it.
-    while unsafe { ffi::PyDict_Next(object, &mut position, &mut key, &mut element) } != 0 {
-        // SAFETY: as above. The UTF-8 of a key lives as long as the key.
-        match unsafe { utf8(key) } {
-            Some(key) => items.push(Item::new(key, element)),
+    while unsafe { ffi::PyDict_Next(object, &mut position, &mut key, &mut value) } != 0 {
+        entries.push(Entry { key, value });
+        trace = trace.then(key);
+    }
+    trace
+}
+
+/// Writes a dictionary, whose entries begin at `start`, up to its closing brace.
+unsafe fn sorted(start: usize, out: &mut Vec<u8>, walk: &mut Walk<'_>, depth: usize) -> bool {
+    let first = walk.items.len();
+    for entry in &walk.entries[start..] {
+        // SAFETY: the key is alive. Its UTF-8 lives as long as it.
+        match unsafe { utf8(entry.key) } {
+            Some(key) => walk.items.push(Item::new(key, entry.value)),
             None => return false,
         }
     }
     // SAFETY: the keys' bytes are alive, see above.
     let bytes = |item: &Item| unsafe { &*item.key };
-    items[start..].sort_unstable_by(|left, right| {
+    walk.items[first..].sort_unstable_by(|left, right| {
         left.prefix
             .cmp(&right.prefix)
             .then_with(|| bytes(left).cmp(bytes(right)))
     });
 
-    let end = items.len();
+    let end = walk.items.len();
     out.push(b'{');
-    for index in start..end {
-        if index > start {
+    for index in first..end {
+        if index > first {
             out.extend_from_slice(b", ");
         }
-        let item = items[index];
+        let item = walk.items[index];
         // SAFETY: `utf8` has returned these bytes as a `str`'s, and the value is alive.
         unsafe {
             write_str(out, std::str::from_utf8_unchecked(bytes(&item)));
             out.extend_from_slice(b": ");
-            if !value(item.value, out, items, depth) {
+            if !value(item.value, out, walk, depth) {
                 return false;
             }
         }
     }
-    out.push(b'}');
-    items.truncate(start);
+    walk.items.truncate(first);
     true
 }
 
 /// The UTF-8 of an exact `str` without surrogates.
+///
+/// # Safety
+/// The object is alive, and so is what is returned as long as it.
 #[inline]
-unsafe fn utf8<'a>(object: *mut ffi::PyObject) -> Option<&'a [u8]> {
+pub unsafe fn utf8<'a>(object: *mut ffi::PyObject) -> Option<&'a [u8]> {
     // SAFETY: an exact `str`, checked first; its storage lives as long as it and never changes.
     unsafe {
         if ffi::Py_TYPE(object) != type_of(addr_of!(ffi::PyUnicode_Type)) {
