@@ -23,7 +23,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from ironbus import Event, EventBus, Idempotency
+from ironbus import CircuitBreakerConfig, Event, EventBus, Idempotency, RetryPolicy
+from ironbus._subscriptions import SubscribeOptions
 from ironbus.cli import bench_peers as peers
 from ironbus.cli.bench_peers import Payload, expect
 from ironbus.cli.loop_probe import LoopProbe
@@ -234,13 +235,15 @@ class Load:
     topics: tuple[str, ...] = ("order",)
     lanes: int = 1  # for each topic
     prepare: Callable[[EventBus], Awaitable[None]] | None = None
+    options: SubscribeOptions = field(default_factory=SubscribeOptions)
     counter: Counter = field(default_factory=Counter)
 
     async def start(self) -> None:
         """Everything that is not measured."""
         for topic in self.topics:
             for lane in range(self.lanes):
-                self.bus.subscribe(topic, self.counter, name=f"{topic}-{lane}")
+                options: SubscribeOptions = {**self.options, "name": f"{topic}-{lane}"}
+                self.bus.subscribe(topic, self.counter, **options)
         await self.bus.start()
         if self.prepare is not None:
             await self.prepare(self.bus)
@@ -280,6 +283,12 @@ def burden(light: Callable[[], Load], heavy: Callable[[], Load], scale: Scale) -
 def one_lane() -> Load:
     """The light load."""
     return Load(EventBus())
+
+
+def guarded_lane() -> Load:
+    """A lane with all that looks after failures, of which there are none."""
+    guards: SubscribeOptions = {"retry": RetryPolicy(), "breaker": CircuitBreakerConfig(), "timeout": 30.0}
+    return Load(EventBus(), options=guards)
 
 
 def among_subscriptions() -> Load:
@@ -538,6 +547,12 @@ ROWS: Sequence[Row] = (
         _cost(1.2, 0.8),
         lambda scale: burden(one_lane, thousand_lanes, scale),
         "one lane",
+    ),
+    Row(
+        "retry, breaker and timeout",
+        _cost(1.3, 1.1),
+        lambda scale: burden(one_lane, guarded_lane, scale),
+        "none of them",
     ),
     Row("8 publisher threads", _times(0.9, 1.0), publisher_threads, "one thread"),
     Row(

@@ -25,14 +25,16 @@ class PlannedFailure(Exception):
 class Call:
     """One call of a handler: each attempt is one.
 
-    ``planned``: it failed before the handler was called, by :meth:`Harness.fail`. ``error``: what it
-    raised. ``outcome``: "running", "done" or "failed".
+    ``at``: when it was made, in seconds of the bus's clock since the block was entered. ``planned``:
+    it failed before the handler was called, by :meth:`Harness.fail`. ``error``: what it raised.
+    ``outcome``: "running", "done" or "failed".
     """
 
     subscription: str
     event: Event[Any] = field(repr=False)
     sequence: int
     attempt: int
+    at: float
     planned: bool = False
     error: BaseException | None = field(default=None, repr=False)
     outcome: Literal["running", "done", "failed"] = "running"
@@ -98,9 +100,10 @@ class Plan:
 
 
 class Calls:
-    """What a harness knows of all calls."""
+    """What a harness knows of all calls. ``elapsed`` tells the time of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, elapsed: Callable[[], float]) -> None:
+        self.elapsed = elapsed
         self.running: set[Call] = set()
         self.planned: list[BaseException] = []
         #: Rises with each beginning and each end.
@@ -139,7 +142,8 @@ class Role:
 
     def _call(self, handler: Handler, event: Event[Any]) -> object:
         delivery = event.delivery
-        call = Call(self.name, event, event.sequence or 0, 1 if delivery is None else delivery.attempt)
+        attempt = 1 if delivery is None else delivery.attempt
+        call = Call(self.name, event, event.sequence or 0, attempt, self._calls.elapsed())
         self.made.append(call)
         self._calls.begin(call)
         try:

@@ -57,7 +57,7 @@ class _Harness:
         self._patience = patience
         self._native = _core.Harness(bus)
         self._undo = ExitStack()
-        self._calls = Calls()
+        self._calls = Calls(lambda: self.elapsed)
         self._roles: dict[str, Role] = {}
         self._subscriptions: list[Subscription] = []
         self._failures: list[_Failure] = []
