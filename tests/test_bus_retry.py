@@ -21,6 +21,7 @@ from ironbus import (
     RetryPolicy,
     current_delivery,
 )
+from ironbus.testing import harness
 from recovering import Clock, advance, letters, still
 
 PLAIN = RetryPolicy(max_attempts=3, initial_delay=10, exponential_base=1, jitter=False)
@@ -79,21 +80,21 @@ def test_three_attempts_one_effect_order_intact(kind):
     """A handler that fails twice and then succeeds holds what comes after it, and nothing happens twice."""
 
     async def main():
-        clock, failing = Clock(), Failing({"a": 2})
-        bus = EventBus(clock=clock)
+        failing = Failing({"a": 2})
+        bus = EventBus()
         bus.subscribe("t", getattr(failing, kind), name="s", retry=PLAIN)
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             await publish(bus, "abc")
-            await still(bus)
+            await t.settle()
             assert failing.calls == [("a", 1)]
             statistics = bus.metrics().subscriptions["s"]
             assert (statistics.state, statistics.held, statistics.retries) == ("waiting", 1, 1)
             assert statistics.ledger.pending == 3
-            await advance(bus, clock, 9.9)
+            await t.advance(9.999_999_999)
             assert failing.calls == [("a", 1)]
-            await advance(bus, clock, 0.2)
+            await t.advance(0.000_000_001)
             assert failing.calls == [("a", 1), ("a", 2)]
-            await advance(bus, clock, 20)
+            await t.advance(20)
             assert failing.calls == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("c", 1)]
             assert failing.done == ["a", "b", "c"]
             ledger = bus.audit()
@@ -134,15 +135,15 @@ def test_with_key_the_other_keys_go_on():
     """Later events of the failing key wait, also with the default concurrency; all others do not."""
 
     async def main():
-        clock, failing = Clock(), Failing({"a1": 1})
-        bus = EventBus(clock=clock)
+        failing = Failing({"a1": 1})
+        bus = EventBus()
         bus.subscribe("t", failing.async_handler, retry=PLAIN, retry_holds="key")
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             for name in ("a1", "b1", "a2", "b2", "c1", "a3"):
                 await publish(bus, [name], key=name[0])
-            await still(bus)
+            await t.settle()
             assert failing.done == ["b1", "b2", "c1"]
-            await advance(bus, clock, 10)
+            await t.advance(10)
             assert failing.done == ["b1", "b2", "c1", "a1", "a2", "a3"]
 
     run(main())
@@ -152,16 +153,16 @@ def test_with_key_by_order_by():
     """The same where the key is worked out by ``order_by``."""
 
     async def main():
-        clock, failing = Clock(), Failing({"a1": 1})
-        bus = EventBus(clock=clock)
+        failing = Failing({"a1": 1})
+        bus = EventBus()
         bus.subscribe(
             "t", failing.sync_handler, retry=PLAIN, retry_holds="key", order_by=lambda event: event.data["name"][0]
         )
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             await publish(bus, ("a1", "b1", "a2", "b2"))
-            await still(bus)
+            await t.settle()
             assert failing.done == ["b1", "b2"]
-            await advance(bus, clock, 10)
+            await t.advance(10)
             assert failing.done == ["b1", "b2", "a1", "a2"]
 
     run(main())
@@ -171,17 +172,17 @@ def test_with_nothing_the_lane_goes_on():
     """The failed event comes again when it is due, and holds up nobody."""
 
     async def main():
-        clock, failing = Clock(), Failing({"a": 2, "b": 1})
-        bus = EventBus(clock=clock)
+        failing = Failing({"a": 2, "b": 1})
+        bus = EventBus()
         bus.subscribe("t", failing.async_handler, name="s", retry=PLAIN, retry_holds="nothing")
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             await publish(bus, "abcd")
-            await still(bus)
+            await t.settle()
             assert failing.done == ["c", "d"]
             assert bus.metrics().subscriptions["s"].held == 2
-            await advance(bus, clock, 10)
+            await t.advance(10)
             assert failing.done == ["c", "d", "b"]
-            await advance(bus, clock, 10)
+            await t.advance(10)
             assert failing.done == ["c", "d", "b", "a"]
 
     run(main())
@@ -192,17 +193,17 @@ def test_a_failing_low_never_delays_critical(holds):
     """Whatever a retry holds: higher levels go on, also those of the same key."""
 
     async def main():
-        clock, failing = Clock(), Failing({"low": 2})
-        bus = EventBus(clock=clock)
+        failing = Failing({"low": 2})
+        bus = EventBus()
         bus.subscribe("t", failing.async_handler, retry=PLAIN, retry_holds=holds)
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             await publish(bus, ["low"], priority=EventPriority.LOW, key="k")
-            await still(bus)
+            await t.settle()
             for name in ("c1", "c2"):
                 await publish(bus, [name], priority=EventPriority.CRITICAL, key="k")
-                await still(bus)
+                await t.settle()
             assert failing.done == ["c1", "c2"]
-            await advance(bus, clock, 20)
+            await t.advance(20)
             assert failing.done == ["c1", "c2", "low"]
 
     run(main())
@@ -270,13 +271,13 @@ def test_what_is_retried_is_the_policys_affair():
     """retry_on and give_up_on decide; by default every Exception is tried again."""
 
     async def attempts(error, **options):
-        clock, failing = Clock(), Failing({"a": 99}, error)
-        bus = EventBus(clock=clock)
+        failing = Failing({"a": 99}, error)
+        bus = EventBus()
         policy = RetryPolicy(max_attempts=3, initial_delay=1, jitter=False, **options)
         bus.subscribe("t", failing.async_handler, retry=policy)
-        async with bus:
+        async with harness(bus, clock="virtual") as t:
             await publish(bus, "a")
-            await advance(bus, clock, 100)
+            await t.advance(100)
             assert len(letters(bus)) == 1
         return len(failing.calls)
 

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from ironbus import EventBus, EventPriority, InvalidTiming, RetryPolicy
+from ironbus.testing import harness
 from recovering import Clock, advance, letters, still
 
 
@@ -28,29 +29,31 @@ class Seen(list):
         self.append((round(self.clock.now - 1000, 3), event.data))
 
 
+def times(t, name="s"):
+    """When the handler was called, and with what."""
+    return [(call.at, call.event.data) for call in t.calls(name)]
+
+
 def test_a_delayed_event_comes_when_it_is_due():
     """Accepted and numbered at once, delivered later; what was published meanwhile does not wait for it."""
 
     async def main():
-        clock = Clock()
-        seen = Seen(clock)
-        bus = EventBus(clock=clock)
-        bus.subscribe("t", seen, name="s")
-        async with bus:
+        bus = EventBus()
+        bus.subscribe("t", lambda event: None, name="s")
+        async with harness(bus, clock="virtual") as t:
             late = await bus.publish("t", "late", delay=60)
             soon = await bus.publish("t", "soon", delay=1.5)
             now = await bus.publish("t", "now")
             assert [receipt.sequence for receipt in (late, soon, now)] == [1, 2, 3]
-            await still(bus)
-            assert seen == [(0, "now")]
+            await t.settle()
+            assert times(t) == [(0, "now")]
             statistics = bus.metrics().subscriptions["s"]
             assert (statistics.state, statistics.delayed, statistics.ledger.pending) == ("waiting", 2, 2)
             assert statistics.oldest_age == 0
-            assert bus._next_due() == 1001.5
-            await advance(bus, clock, 59.9)
-            assert seen == [(0, "now"), (1.5, "soon")]
-            await advance(bus, clock, 1)
-            assert seen[-1] == (60, "late")
+            await t.advance(59.9)
+            assert times(t) == [(0, "now"), (1.5, "soon")]
+            await t.advance(1)
+            assert times(t)[-1] == (60, "late")
             assert (await late.settled()).ok
             # The wait is counted from when it could start.
             assert bus.metrics().subscriptions["s"].wait.max < 1
@@ -75,20 +78,18 @@ def test_due_events_go_by_their_time_and_before_the_queue():
     """Those whose time has come while the subscription was busy: by time, then by number, ahead of the line."""
 
     async def main():
-        clock = Clock()
-        seen = Seen(clock)
-        bus = EventBus(clock=clock)
-        subscription = bus.subscribe("t", seen)
-        async with bus:
+        bus = EventBus()
+        subscription = bus.subscribe("t", lambda event: None, name="s")
+        async with harness(bus, clock="virtual") as t:
             subscription.pause()
             for data, delay in (("b1", 0.2), ("a1", 0.1), ("b2", 0.2), ("a2", 0.1)):
                 await bus.publish("t", data, delay=delay)
             await bus.publish("t", "queued")
             await bus.publish("t", "urgent", priority=EventPriority.CRITICAL)
-            await advance(bus, clock, 0.5)
+            await t.advance(0.5)
             subscription.resume()
-            await still(bus)
-            assert [data for _, data in seen] == ["urgent", "a1", "a2", "b1", "b2", "queued"]
+            await t.settle()
+            assert [data for _, data in times(t)] == ["urgent", "a1", "a2", "b1", "b2", "queued"]
 
     run(main())
 
@@ -97,18 +98,16 @@ def test_each_subscription_and_stream_gets_it_when_it_is_due():
     """The delay is the event's, not one subscription's."""
 
     async def main():
-        clock = Clock()
-        bus = EventBus(clock=clock)
-        seen = [Seen(clock), Seen(clock)]
-        bus.subscribe("t", seen[0], name="one")
-        bus.subscribe("*", seen[1], name="two", concurrency=3)
-        async with bus, bus.stream("t") as stream:
+        bus = EventBus()
+        bus.subscribe("t", lambda event: None, name="one")
+        bus.subscribe("*", lambda event: None, name="two", concurrency=3)
+        async with harness(bus, clock="virtual") as t, bus.stream("t") as stream:
             await bus.publish("t", 1, delay=10)
             await bus.publish("t", 2)
             assert (await anext(stream)).data == 2
-            await advance(bus, clock, 10)
+            await t.advance(10)
             assert (await anext(stream)).data == 1
-            assert seen == [[(0, 2), (10, 1)]] * 2
+            assert [times(t, name) for name in ("one", "two")] == [[(0, 2), (10, 1)]] * 2
 
     run(main())
 
