@@ -13,7 +13,6 @@ use crate::py::record::Stamp;
 
 /// The caller's part of a [`Record`](crate::py::record::Record), not yet validated.
 /// What the caller does to the event afterwards does not reach it.
-#[allow(dead_code)] // used by publish
 pub struct Published {
     pub type_: Py<PyAny>,
     pub data: Py<PyAny>,
@@ -26,7 +25,6 @@ pub struct Published {
 }
 
 /// Captures an instance of [`Event`] or of a subclass; `TypeError` for anything else.
-#[allow(dead_code)] // used by publish
 pub fn record_of(event: &Bound<'_, PyAny>) -> PyResult<Published> {
     let event = event.cast::<Event>()?;
     let py = event.py();
