@@ -14,6 +14,23 @@ from ironbus.errors import InvalidOption
 if TYPE_CHECKING:
     from ironbus._core import Event
 
+#: Its subscription's options.
+LANE: dict[str, Any] = {
+    "is_async": False,
+    "filter": None,
+    "order_by": None,
+    "timeout": None,
+    "concurrency": 1,
+    "order": "lane",
+    "overflow": None,
+    "bound": None,
+    "publisher_context": False,
+    "retry": None,
+    "retry_holds": "level",
+    "breaker": None,
+    "dead_letters": "none",
+}
+
 _DATABASES = {".bus", ".db", ".sqlite"}
 
 

@@ -13,15 +13,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 # What the native code looks up by name is imported here: a fork in the middle of a first import
 # would leave the child without it for ever.
-from ironbus import _core, _exit, _failures, _interval, _log, _slot_task, _waiting  # noqa: F401
+from ironbus import _core, _event_log, _exit, _failures, _interval, _log, _publish, _reports, _slot_task, _waiting  # noqa: F401
 from ironbus._core import BatchReceipt, Event, Receipt
-from ironbus._event_log import EventLog
+from ironbus._idempotency import Idempotency
 from ironbus._retry import check_random
 from ironbus._subscriptions import (
     CONTEXTS,
@@ -38,19 +37,17 @@ from ironbus._subscriptions import (
     check_topics,
     default_workers,
 )
+from ironbus._sync_bus import SyncBus
 from ironbus._worker import Worker
-from ironbus.dead_letters import BusDeadLetters, DeadLetters, SyncDeadLetters
-from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock, WrongLoop
+from ironbus.dead_letters import BusDeadLetters, DeadLetters
+from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock
 from ironbus.priority import EventPriority
 from ironbus.report import (
-    LaneLedger,
-    Latency,
     Ledger,
     Metrics,
     StopReport,
-    SubscriptionStatistics,
 )
-from ironbus.streams import Expectation, Stream, SyncExpectation, SyncStream
+from ironbus.streams import Expectation, Stream
 
 if TYPE_CHECKING:
     from ironbus._core import EventInput
@@ -64,26 +61,6 @@ _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 #: Seconds that stop() waits for handlers that it has cancelled.
 _GRACE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Idempotency:
-    """What makes an event a duplicate, and for how long that is remembered.
-
-    ``mode``: "key" (events with an equal ``idempotency_key``) or "content" (also
-    events with equal type and data, by :func:`ironbus.content_key`). ``ttl``: seconds,
-    an exact deadline for each key. ``max_keys``: beyond it the oldest keys go, counted.
-    """
-
-    mode: Literal["key", "content"] = "key"
-    ttl: float = 3600
-    max_keys: int = 1_000_000
-
-    def __post_init__(self) -> None:
-        check_choice(self.mode, ("key", "content"), "mode", required=True)
-        if isinstance(self.ttl, bool) or not isinstance(self.ttl, (int, float)) or not 0 < self.ttl < 1e9:
-            raise InvalidOption("ttl must be a positive number of seconds", "ttl")
-        check_count(self.max_keys, "max_keys", required=True)
 
 
 class EventBus(_core.Bus):
@@ -161,12 +138,12 @@ class EventBus(_core.Bus):
         self._stopping: asyncio.Future[None] | None = None
         self._holds_interval = False
         self._sync: SyncBus | None = None
-        self._log: EventLog | None = None
+        self._log: _event_log.EventLog | None = None
         self._log_lane: _core.LaneHandle | None = None
         folder = log_dir if log_dir is not None else os.environ.get("IRONBUS_LOG_DIR") or None
         if folder is not None:
-            self._log = EventLog(folder)
-            self._log_lane = self._make_lane(self._log.write, name="(event log)", **_LOG_LANE)
+            self._log = _event_log.EventLog(folder)
+            self._log_lane = self._make_lane(self._log.write, name="(event log)", **_event_log.LANE)
             self._log_lane.subscribe(["*"])
         _buses.add(self)
 
@@ -223,7 +200,7 @@ class EventBus(_core.Bus):
     # Publishing ------------------------------------------------------------------
 
     if TYPE_CHECKING:
-        # The native methods, put in place below: see _publish and _publish_many.
+        # The native methods, put in place below: see _publish.py.
         async def publish(
             self,
             event: str | Event[Any],
@@ -401,42 +378,18 @@ class EventBus(_core.Bus):
 
     def audit(self) -> Ledger:
         """Where everything is that was ever offered, counted at one moment. Any thread."""
-        return _ledger(self._report())
+        return _reports.ledger(self._report())
 
     def metrics(self) -> Metrics:
         """Counters, rates, depths, ages and latencies of this moment. Any thread."""
-        report = self._report()
-        uptime = report["uptime"]
-        ledger = _ledger(report)
-        return Metrics(
-            uptime=uptime,
-            publish_rate=ledger.accepted / uptime if uptime else 0.0,
-            idempotency_keys=report["keys"],
-            idempotency_evicted=report["evicted"],
-            ledger=ledger,
-            subscriptions={lane["name"]: _statistics(lane, uptime) for lane in report["lanes"] if not lane["passive"]},
-        )
+        return _reports.metrics(self._report())
 
     def describe(self) -> dict[str, Any]:
         """The settings, limits and subscriptions, as plain values for people and tools."""
-        idempotency: Idempotency = self._settings["idempotency"]
-        letters: DeadLetters = self._settings["dead_letters"]
         return {
             "running": self._running,
             "durability": "memory",
-            "max_queue_size": self._settings["max_queue_size"],
-            "overflow": self._settings["overflow"],
-            "context": self._settings["context"],
-            "workers": self._settings["workers"],
-            "idempotency": {"mode": idempotency.mode, "ttl": idempotency.ttl, "max_keys": idempotency.max_keys},
-            "dead_letters": {
-                "path": None if letters.path is None else os.fspath(letters.path),
-                "max_entries": letters.max_entries,
-                "max_age": letters.max_age,
-                "when_full": letters.when_full,
-                "details": letters.details,
-                "durability": letters.durability,
-            },
+            **_reports.settings(self._settings),
             "log_file": self.get_log_file(),
             "subscriptions": self._table.describe(),
         }
@@ -446,244 +399,7 @@ class EventBus(_core.Bus):
         return f"<{type(self).__name__} {state}, {sum(self.get_subscribers().values())} subscriptions>"
 
 
-async def _publish(
-    self: EventBus,
-    event: str | Event[Any],
-    data: Any = None,
-    *,
-    priority: EventPriority | int | None = None,
-    key: str | None = None,
-    idempotency_key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    delay: float | None = None,
-    expires_in: float | None = None,
-) -> Receipt:
-    """Publish an event, or a type and its data (falsy data becomes ``{}``).
-
-    ``priority``: default ``NORMAL``. ``key``: what ``order_by`` orders by unless told
-    otherwise. ``idempotency_key``: a second event with this key is a duplicate.
-    ``headers``: strings by name. ``delay``: seconds before it is delivered; it is accepted now,
-    and then goes before what came meanwhile. ``expires_in``: seconds from now after which it is
-    not delivered any more, with the outcome "expired". Waits for room where a subscription blocks; works
-    before ``start()``, when the event waits. Any loop; nothing happens before it is
-    awaited. Cancelling it while it waits retracts the event; later it retracts nothing.
-    Raises :class:`ironbus.errors.InvalidEvent`, :class:`ironbus.errors.QueueFull`.
-    """
-    raise NotImplementedError  # pragma: no cover - the template of a native method
-
-
-async def _publish_many(
-    self: EventBus,
-    events: Iterable[EventInput],
-    /,
-    *,
-    priority: EventPriority | int | None = None,
-    key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    delay: float | None = None,
-    expires_in: float | None = None,
-) -> BatchReceipt:
-    """Publish events in order: each an :class:`Event`, ``(type, data)`` or ``(type, data, options)``.
-
-    ``options`` is a dict of what :meth:`publish` takes by name; the arguments are the
-    defaults of all. All are valid or none is accepted: an error names the place in the
-    batch. If the bus refuses one later, the error's ``receipt`` tells what was accepted
-    before. Waits for room, and gives the loop a turn now and then, like ``publish``.
-    """
-    raise NotImplementedError  # pragma: no cover - the template of a native method
-
-
-for _template, _name in ((_publish, "publish"), (_publish_many, "publish_many")):
-    _template.__name__ = _name
-    _template.__qualname__ = f"EventBus.{_name}"
-_methods = _core.async_methods(_publish, _publish_many)
-type.__setattr__(EventBus, "publish", _methods[0])
-type.__setattr__(EventBus, "publish_many", _methods[1])
-del _methods, _template, _name
-
-_LOG_LANE: dict[str, Any] = {
-    "is_async": False,
-    "filter": None,
-    "order_by": None,
-    "timeout": None,
-    "concurrency": 1,
-    "order": "lane",
-    "overflow": None,
-    "bound": None,
-    "publisher_context": False,
-    "retry": None,
-    "retry_holds": "level",
-    "breaker": None,
-    "dead_letters": "none",
-}
-
-
-class SyncBus:
-    """A bus for programs without an event loop: ``bus.sync``, or ``with bus:``.
-
-    Async handlers run on a loop of its own, in a background thread. Its methods block
-    the calling thread, which must not run an event loop.
-    """
-
-    def __init__(self, bus: EventBus) -> None:
-        self._bus = bus
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def start(self) -> None:
-        """Start the bus. Repeating it does nothing."""
-        self._check("start()", "await bus.start()")
-        with self._bus._lifecycle:
-            if self._bus._running:
-                return
-            self._end_thread()
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=_run_loop, args=(loop,), name="ironbus-loop", daemon=True)
-            thread.start()
-            self._loop, self._thread = loop, thread
-            try:
-                asyncio.run_coroutine_threadsafe(self._bus.start(), loop).result()
-            except BaseException:
-                self._end_thread()
-                raise
-
-    def stop(self, timeout: float = 10.0) -> StopReport:
-        """See :meth:`EventBus.stop`."""
-        self._check("stop()", "await bus.stop()")
-        if self._bus._own() is not None:
-            raise WouldDeadlock("sync.stop() inside a handler of the same bus would wait for that handler itself")
-        with self._bus._lifecycle:
-            home = self._bus._loop
-            if not self._bus._running or home is None:
-                report = StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
-            else:
-                report = asyncio.run_coroutine_threadsafe(self._bus.stop(timeout), home).result()
-            self._end_thread()
-            return report
-
-    def _end_thread(self) -> None:
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop = self._thread = None
-
-    def publish(
-        self,
-        event: str | Event[Any],
-        data: Any = None,
-        *,
-        priority: EventPriority | int | None = None,
-        key: str | None = None,
-        idempotency_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        delay: float | None = None,
-        expires_in: float | None = None,
-    ) -> Receipt:
-        """See :meth:`EventBus.publish`; waits for room on this thread."""
-        return self._bus.publish_sync(
-            event,
-            data,
-            priority=priority,
-            key=key,
-            idempotency_key=idempotency_key,
-            headers=headers,
-            delay=delay,
-            expires_in=expires_in,
-        )
-
-    def publish_many(
-        self,
-        events: Iterable[EventInput],
-        /,
-        *,
-        priority: EventPriority | int | None = None,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        delay: float | None = None,
-        expires_in: float | None = None,
-    ) -> BatchReceipt:
-        """See :meth:`EventBus.publish_many`; waits for room on this thread."""
-        return self._bus._publish_many_sync(
-            events, priority=priority, key=key, headers=headers, delay=delay, expires_in=expires_in
-        )
-
-    def drain(self, *, timeout: float | None = None) -> None:
-        """See :meth:`EventBus.drain`."""
-        self._check("drain()", "await bus.drain()")
-        self._bus._check_drain()
-        if not self._bus._wait_quiet(timeout):
-            raise Unsettled("the bus is not idle yet; it goes on, and drain() may be called again", "timeout")
-
-    @property
-    def dead_letters(self) -> SyncDeadLetters:
-        """See :attr:`EventBus.dead_letters`; its methods block the calling thread."""
-        return self._bus._dead_letters._blocking()
-
-    def stream(self, *topics: str, max_queue_size: int | None = None) -> SyncStream:
-        """See :meth:`EventBus.stream`."""
-        self._check("stream()", "bus.stream()")
-        return SyncStream(self._bus.stream(*topics, max_queue_size=max_queue_size))
-
-    def expect(
-        self, topic: str, *, where: Callable[[Event[Any]], object] | None = None, timeout: float | None = None
-    ) -> SyncExpectation:
-        """See :meth:`EventBus.expect`."""
-        self._check("expect()", "bus.expect()")
-        return SyncExpectation(self._bus.expect(topic, where=where, timeout=timeout))
-
-    def _check(self, what: str, instead: str) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        raise WrongLoop(f"sync.{what} would block the event loop of this thread; use {instead}")
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
-
-
-def _ledger(report: dict[str, Any]) -> Ledger:
-    return Ledger(
-        offered=report["offered"],
-        accepted=report["accepted"],
-        duplicate=report["duplicate"],
-        rejected=report["rejected"],
-        waiting=report["waiting"],
-        cancelled=report["cancelled"],
-        unknown=0,
-        subscriptions={lane["name"]: _lane_ledger(lane) for lane in report["lanes"] if not lane["passive"]},
-    )
-
-
-def _lane_ledger(lane: dict[str, Any]) -> LaneLedger:
-    names = ("routed", "done", "dead", "dropped", "expired", "filtered", "pending")
-    return LaneLedger(*(lane[name] for name in names))
-
-
-def _statistics(lane: dict[str, Any], uptime: float) -> SubscriptionStatistics:
-    ledger = _lane_ledger(lane)
-    settled = ledger.done + ledger.dead + ledger.dropped + ledger.expired + ledger.filtered
-    return SubscriptionStatistics(
-        name=lane["name"],
-        state=lane["state"],
-        depth={level.name: lane["depth"][level] for level in EventPriority},
-        running=lane["running"],
-        oldest_age=lane["oldest_age"],
-        rate=settled / uptime if uptime else 0.0,
-        ledger=ledger,
-        wait=Latency(*lane["wait"]),
-        work=Latency(*lane["work"]),
-        held=lane["held"],
-        delayed=lane["delayed"],
-        retries=lane["retries"],
-        breaker=lane["breaker"],
-    )
+_publish.install(EventBus)
 
 
 def _renew_locks() -> None:

@@ -1,7 +1,7 @@
 //! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
 //! class above it gives names and defaults, and decides nothing per event.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::PyRuntimeError;
@@ -9,26 +9,24 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
-use super::breaker::{self, Breaker};
+use super::breaker::Breaker;
 use super::cell::GilCell;
-use super::clock::{Clock, monotonic_ns};
+use super::clock::Clock;
 use super::core::{Core, Settings};
 use super::current;
 use super::dead_letters::DeadLetterStore;
 use super::errors::Error;
+use super::lane::LaneHandle;
 use super::letters::{LetterBox, LetterSink};
 use super::native::{self, AsyncMethods};
-use super::once::intern;
-use super::ops::{FutureWaker, Handler, PyLane, PyOps, PySeat, Signal, Waker, running_loop};
+use super::ops::{FutureWaker, Handler, PySeat, Signal, Waker, running_loop};
 use super::policy::{Policy, nanos, seconds};
 use super::prepare::Options;
 use super::publisher;
 use super::receipt::{BatchReceipt, Receipt};
+use super::report;
 use super::stream::{StreamSeat, StreamSource};
-use crate::engine::lane::{
-    Holds, Lane, LaneOptions, LaneReport, Letters, Order, Overflow, Stopped,
-};
-use crate::engine::metrics::Percentiles;
+use crate::engine::lane::{Holds, LaneOptions, Letters, Order, Overflow};
 use crate::engine::retry::Jitter;
 use crate::engine::topic::Topic;
 
@@ -206,10 +204,7 @@ impl Bus {
             core.pool_seat.clone()
         };
         let lane = core.bus.make_lane(options, handler, seat);
-        Ok(LaneHandle {
-            core: Arc::downgrade(core),
-            lane: Arc::downgrade(&lane),
-        })
+        Ok(LaneHandle::new(core, &lane))
     }
 
     /// Opens a stream of events from now on; if `untimed`, of events whose publishers have set a time as well.
@@ -440,46 +435,7 @@ impl Bus {
 
     /// Counts and lanes of one moment, as plain values.
     fn _report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let core = self.core()?;
-        let now = core.now(py)?;
-        let (counts, lanes) = core.bus.report();
-        let report = PyDict::new(py);
-        let started = if core.is_running() {
-            now.saturating_sub(core.started_at())
-        } else {
-            0
-        };
-        report.set_item("uptime", started as f64 / 1e9)?;
-        report.set_item("keys", core.bus.keys().len())?;
-        report.set_item("evicted", core.bus.keys().evicted())?;
-        report.set_item("kept", core.bus.kept())?;
-        let letters = core.bus.sink();
-        let statistics = letters.statistics();
-        for (name, count) in [
-            ("dead_letters", statistics.entries),
-            ("dead_letters_dropped", statistics.dropped),
-            ("dead_letters_expired", statistics.expired),
-            ("dead_letters_damaged", statistics.damaged),
-            ("dead_letters_grown", letters.growth(now)),
-        ] {
-            report.set_item(name, count)?;
-        }
-        for (name, count) in [
-            ("offered", counts.offered),
-            ("accepted", counts.accepted),
-            ("duplicate", counts.duplicate),
-            ("rejected", counts.rejected),
-            ("waiting", counts.waiting),
-            ("cancelled", counts.cancelled),
-        ] {
-            report.set_item(name, count)?;
-        }
-        let list = PyList::empty(py);
-        for (lane, routed, lane_report) in lanes {
-            list.append(lane_dict(py, &lane, routed, &lane_report, now)?)?;
-        }
-        report.set_item("lanes", list)?;
-        Ok(report)
+        report::of(py, self.core()?)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -519,125 +475,6 @@ impl Bus {
     }
 }
 
-fn lane_dict<'py>(
-    py: Python<'py>,
-    lane: &PyLane,
-    routed: u64,
-    report: &LaneReport,
-    now: u64,
-) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    let queued: usize = report.depth.iter().sum();
-    let state = match (report.stopped, report.running) {
-        (Some(Stopped::Parked), _) => intern!(py, "parked"),
-        (Some(Stopped::Breaker), _) => intern!(py, "open"),
-        (Some(_), _) => intern!(py, "paused"),
-        (None, 0) if queued == 0 => intern!(py, "idle"),
-        (None, 0) if report.startable => intern!(py, "ready"),
-        (None, 0) => intern!(py, "waiting"),
-        (None, _) => intern!(py, "running"),
-    };
-    dict.set_item("id", lane.id)?;
-    dict.set_item("name", &lane.handler.name)?;
-    dict.set_item("passive", lane.options.passive)?;
-    dict.set_item("state", state)?;
-    dict.set_item("depth", report.depth.to_vec())?;
-    dict.set_item("running", report.running)?;
-    dict.set_item("held", report.held)?;
-    dict.set_item("delayed", report.delayed)?;
-    dict.set_item("retries", report.retries)?;
-    let breaker = lane.options.breaker.as_ref();
-    let breaker = breaker.map(|breaker| breaker::state_name(breaker.snapshot().state));
-    dict.set_item("breaker", breaker)?;
-    dict.set_item(
-        "oldest_age",
-        report
-            .oldest
-            .map_or(0.0, |oldest| now.saturating_sub(oldest) as f64 / 1e9),
-    )?;
-    dict.set_item("routed", routed)?;
-    dict.set_item("done", report.tally.done)?;
-    dict.set_item("dead", report.tally.dead)?;
-    dict.set_item("dropped", report.tally.dropped)?;
-    dict.set_item("expired", report.tally.expired)?;
-    dict.set_item("filtered", report.tally.filtered)?;
-    dict.set_item("pending", queued + report.running)?;
-    dict.set_item("wait", latency(&report.wait))?;
-    dict.set_item("work", latency(&report.work))?;
-    Ok(dict)
-}
-
-fn latency(percentiles: &Percentiles) -> (u64, f64, f64, f64, f64) {
-    let seconds = |nanos: u64| nanos as f64 / 1e9;
-    (
-        percentiles.count,
-        seconds(percentiles.p50),
-        seconds(percentiles.p90),
-        seconds(percentiles.p99),
-        seconds(percentiles.max),
-    )
-}
-
-/// A lane in Python's hands. It keeps neither the bus nor the handler alive.
-#[pyclass(frozen, module = "ironbus._core")]
-pub struct LaneHandle {
-    core: Weak<Core>,
-    lane: Weak<Lane<PyOps>>,
-}
-
-impl LaneHandle {
-    /// The bus and the lane, as long as both are there.
-    pub fn both(&self) -> Option<(Arc<Core>, PyLane)> {
-        Some((self.core.upgrade()?, self.lane.upgrade()?))
-    }
-}
-
-#[pymethods]
-impl LaneHandle {
-    /// Begins a subscription of the lane to these topics; returns its number.
-    fn subscribe(&self, py: Python<'_>, topics: Vec<String>) -> PyResult<u64> {
-        let Some((core, lane)) = self.both() else {
-            return Err(PyRuntimeError::new_err(
-                "the bus of this subscription is gone",
-            ));
-        };
-        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
-        let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
-        core.routes.clear(py);
-        Ok(subscription)
-    }
-
-    /// Ends a subscription; with `close`, the lane as well.
-    fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
-        if let Some((core, lane)) = self.both() {
-            core.bus
-                .unsubscribe(subscription, &lane, close, monotonic_ns());
-            core.routes.clear(py);
-        }
-    }
-
-    /// Stops or resumes the starting of handlers.
-    fn pause(&self, paused: bool) {
-        if let Some((core, lane)) = self.both() {
-            core.bus.pause(&lane, paused);
-        }
-    }
-
-    /// The number of the lane; None when it is gone.
-    #[getter]
-    fn id(&self) -> Option<u64> {
-        self.lane.upgrade().map(|lane| lane.id)
-    }
-
-    /// How many handlers may run at once.
-    #[getter]
-    fn concurrency(&self) -> usize {
-        self.lane
-            .upgrade()
-            .map_or(0, |lane| lane.options.concurrency)
-    }
-}
-
 /// Gives `_core` the two async methods, made from `async def` templates in Python.
 #[pyfunction]
 pub fn async_methods<'py>(
@@ -650,18 +487,4 @@ pub fn async_methods<'py>(
         methods.make(publish, publisher::publish)?,
         methods.make(publish_many, publisher::publish_many)?,
     ))
-}
-
-/// The delivery that this thread's handler is in the middle of, or None.
-#[pyfunction]
-pub fn current_delivery(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
-    current::event(py)
-        .map(|event| event.into_bound(py).getattr(intern!(py, "delivery")))
-        .transpose()
-}
-
-/// Whether `text` is what `pattern` means, by the rules of subscriptions.
-#[pyfunction]
-pub fn topic_matches(pattern: &str, text: &str) -> bool {
-    Topic::new(pattern).matches(text)
 }

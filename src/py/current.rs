@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use super::cell::GilCell;
 use super::core::Core;
 use super::native::Ambient;
+use super::once::intern;
 use super::ops::{Event, PyOps};
 use crate::engine::lane::{Entry, LaneId};
 
@@ -113,4 +114,12 @@ pub fn event(py: Python<'_>) -> Option<Py<PyAny>> {
                 .map(|delivery| delivery.event.clone_ref(py))
         })
     })
+}
+
+/// The delivery that this thread's handler is in the middle of, or None.
+#[pyfunction]
+pub fn current_delivery(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    event(py)
+        .map(|event| event.into_bound(py).getattr(intern!(py, "delivery")))
+        .transpose()
 }

@@ -21,6 +21,7 @@ mod event_sequence;
 mod failure;
 mod identity;
 mod keys;
+mod lane;
 mod letters;
 mod native;
 mod once;
@@ -35,6 +36,7 @@ mod publisher;
 mod receipt;
 mod record;
 mod refusal;
+mod report;
 mod retries;
 mod routes;
 mod run;
@@ -56,7 +58,9 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::bus::{Bus, LaneHandle, async_methods, current_delivery, topic_matches};
+    use super::bus::{Bus, async_methods};
+    #[pymodule_export]
+    use super::current::current_delivery;
     #[pymodule_export]
     use super::delivery::Delivery;
     #[pymodule_export]
@@ -64,7 +68,11 @@ mod _core {
     #[pymodule_export]
     use super::keys::{IdempotencyManager, content_key};
     #[pymodule_export]
+    use super::lane::LaneHandle;
+    #[pymodule_export]
     use super::receipt::{BatchReceipt, Receipt};
+    #[pymodule_export]
+    use super::routes::topic_matches;
     #[pymodule_export]
     use super::stream::StreamSource;
 

@@ -11,6 +11,7 @@ use pyo3::types::PyString;
 use super::cell::GilCell;
 use super::ops::PyOps;
 use crate::engine::router::Route;
+use crate::engine::topic::Topic;
 
 /// A route as an object of the interpreter's, so that a publish and its receipt share it without
 /// a locked instruction.
@@ -102,4 +103,10 @@ impl Routes {
             .iter()
             .for_each(|place| drop(place.replace(py, None)));
     }
+}
+
+/// Whether `text` is what `pattern` means, by the rules of subscriptions.
+#[pyfunction]
+pub fn topic_matches(pattern: &str, text: &str) -> bool {
+    Topic::new(pattern).matches(text)
 }

@@ -8,9 +8,10 @@ use pyo3::exceptions::PyReferenceError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::bus::{Bus, LaneHandle};
+use super::bus::Bus;
 use super::core::Core;
 use super::event_loop::Home;
+use super::lane::LaneHandle;
 use super::once::intern;
 use super::ops::{FutureWaker, Waker};
 use super::prepare::key_digest;
