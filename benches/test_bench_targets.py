@@ -6,7 +6,8 @@ import os
 
 import pytest
 from ironbus.cli.bench import Result, measure, result_json
-from ironbus.cli.bench_rows import ROWS, Row, Scale
+from ironbus.cli.bench_kit import Row, Scale
+from ironbus.cli.bench_rows import ROWS
 from pytest_benchmark.fixture import BenchmarkFixture
 
 SCALE = Scale(

@@ -323,7 +323,7 @@ def test_bench_names_its_rows_when_none_fits(cli: Cli) -> None:
 
 def test_each_row_of_the_bench_is_tried_by_its_target() -> None:
     """A figure on the wrong side of its bound must not pass for one that is met."""
-    from ironbus.cli.bench_rows import Target
+    from ironbus.cli.bench_kit import Target
 
     speed = Target("speed", "x", 1.5, 2.5)
     assert [speed.verdict(value) for value in (1.4, 1.5, 2.5)] == ["missed", "must", "aim"]

@@ -234,7 +234,8 @@ def bench(
     if _core.debug_build:
         fail("this is a debug build, and its figures would mean nothing; install a release build")
     from ironbus.cli import bench as benching
-    from ironbus.cli.bench_rows import ROWS, Scale
+    from ironbus.cli.bench_kit import Scale
+    from ironbus.cli.bench_rows import ROWS
 
     rows = [row for row in ROWS if only is None or only in row.name]
     if not rows:

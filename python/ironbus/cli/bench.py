@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 import ironbus
-from ironbus.cli.bench_rows import NotHere, Row, Sample, Scale, Target
+from ironbus.cli.bench_kit import NotHere, Row, Sample, Scale, Target
 from ironbus.cli.render import seconds
 
 PEERS = ("blinker", "pyee")

@@ -12,9 +12,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Payload = dict[str, Any]
+from ironbus.cli.bench_kit import Payload, expect
 
 
 def asyncio_queue(payloads: Sequence[Payload]) -> float:
@@ -148,18 +148,10 @@ class OrderingInPython:
             self.processing.pop(event_id, None)
 
 
-def expect(got: int, wanted: int) -> None:
-    """A round that lost something measured nothing."""
-    if got != wanted:
-        raise RuntimeError(f"{got} of {wanted} events arrived: the round does not count")
-
-
 __all__ = [
     "OrderingInPython",
-    "Payload",
     "asyncio_queue",
     "blinker_send",
     "digest_in_python",
-    "expect",
     "pyee_emit",
 ]

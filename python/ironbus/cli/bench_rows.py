@@ -26,7 +26,18 @@ from typing import Any, Literal
 from ironbus import CircuitBreakerConfig, Event, EventBus, Idempotency, RetryPolicy
 from ironbus._subscriptions import SubscribeOptions
 from ironbus.cli import bench_peers as peers
-from ironbus.cli.bench_peers import Payload, expect
+from ironbus.cli.bench_kit import (
+    NotHere,
+    Payload,
+    Row,
+    Sample,
+    Scale,
+    Target,
+    against,
+    expect,
+    payloads,
+    percentile,
+)
 from ironbus.cli.loop_probe import LoopProbe
 from ironbus.ordering import EventOrderingManager, IdempotencyManager
 
@@ -35,82 +46,11 @@ MANY = 1_000_000  # live keys, or queued events, that must not be felt
 PACE = 20_000  # events a second in the row of latencies
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much to do."""
-
-    events: int = 100_000
-    rounds: int = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a figure must reach, and what it aims at."""
-
-    label: str
-    unit: str  # "x", "B" or "s"
-    must: float
-    aim: float
-    at_most: bool = False
-
-    def verdict(self, value: float) -> str:
-        """``aim``, ``must`` or ``missed``: the best that is met."""
-        for name, bound in (("aim", self.aim), ("must", self.must)):
-            if value <= bound if self.at_most else value >= bound:
-                return name
-        return "missed"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one row measured: a value for each of its targets, and the speeds behind them."""
-
-    values: tuple[float, ...]
-    rate: float = 0.0  # events per second, ours
-    peer_rate: float = 0.0
-    peak: int = 0  # bytes of memory at most, where the figure is a size
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table of targets."""
-
-    name: str
-    targets: tuple[Target, ...]
-    measure: Callable[[Scale], Sample] = field(repr=False)
-    peer: str = ""
-
-
-Timed = Callable[[Sequence[Payload]], float]
-
-
-@cache
-def payloads(count: int) -> Sequence[Payload]:
-    """The payload of the table of targets, ``count`` times, all different."""
-    return [{"order_id": i, "customer": f"c{i % 100}", "amount": 19.99, "items": ["a", "b", "c"]} for i in range(count)]
-
-
 @cache
 def batches(count: int) -> Sequence[list[tuple[str, Payload]]]:
     """The same as pairs of type and data, a thousand in a list: the publisher's own work."""
     pairs = iter([("order", payload) for payload in payloads(count)])
     return list(iter(lambda: list(islice(pairs, BATCH)), []))
-
-
-def against(ours: Timed, peer: Timed, scale: Scale) -> Sample:
-    """Ours and the peer's in turn; how many times as fast ours is."""
-    work = payloads(scale.events)
-    pairs = []
-    for _ in range(scale.rounds):
-        gc.collect()
-        theirs = peer(work)
-        gc.collect()
-        pairs.append((ours(work), theirs))
-    return Sample(
-        values=(statistics.median(theirs / own for own, theirs in pairs),),
-        rate=scale.events / statistics.median(own for own, _ in pairs),
-        peer_rate=scale.events / statistics.median(theirs for _, theirs in pairs),
-    )
 
 
 class Counter:
@@ -196,7 +136,7 @@ def sync_handlers(scale: Scale) -> Sample:
         return asyncio.run(run())
 
     sample = against(ours, peers.blinker_send, scale)
-    return Sample((*sample.values, quantile(lags, 0.99)), sample.rate, sample.peer_rate)
+    return Sample((*sample.values, percentile(lags, 99)), sample.rate, sample.peer_rate)
 
 
 def digest(work: Sequence[Payload]) -> float:
@@ -405,17 +345,9 @@ def latency(scale: Scale) -> Sample:
             seconds = time.perf_counter() - start
             await bus.drain()
         expect(len(waits), count)
-        return Sample((quantile(waits, 0.5), quantile(waits, 0.99)), rate=count / seconds)
+        return Sample((percentile(waits, 50), percentile(waits, 99)), rate=count / seconds)
 
     return asyncio.run(run())
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` of the values are."""
-    ordered = sorted(values)
-    if not ordered:
-        raise NotHere("too few events to measure a time")
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 STATM = Path("/proc/self/statm")
@@ -431,10 +363,6 @@ def in_fresh_process(what: str, count: int) -> Sample:
         raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1]}")
     result = json.loads(done.stdout)
     return Sample((result["bytes"] / count,), rate=count / result["seconds"], peak=result["peak"])
-
-
-class NotHere(Exception):
-    """This machine cannot measure that; the text says why."""
 
 
 def report_memory(what: str, count: int) -> None:
@@ -563,4 +491,4 @@ ROWS: Sequence[Row] = (
 )
 
 
-__all__ = ["ROWS", "NotHere", "Row", "Sample", "Scale", "Target"]
+__all__ = ["ROWS"]
