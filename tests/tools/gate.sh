@@ -76,14 +76,14 @@ if sys.implementation.name == "cpython" and sys.version_info >= (3, 11) and sys.
 
 # The same suite on the wheel that users would install, in a venv that has nothing else.
 wheel() {
-    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 profile
-    if [ "$python" = "$bin/python" ]; then profile=release; else profile=test-wheel; fi
+    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 profile=test-wheel extras=cli,test
+    # As users get it once, with the peers beside it; without them on the others.
+    if [ "$python" = "$bin/python" ]; then profile=release extras=cli,test,bench; fi
     [ -e "$venv/.ready" ] || "$python" -m venv --clear "$venv"
     rm -rf "$out"
-    env -u VIRTUAL_ENV PYO3_PYTHON="$python" \
-        "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "$out"
+    PYO3_PYTHON="$python" "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "$out"
     "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$out"/*.whl
-    "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[cli,test]"
+    "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[$extras]"
     touch "$venv/.ready"
     "$venv/bin/python" -I -c "
 import pathlib, sys, ironbus
@@ -104,7 +104,6 @@ case ${1:-all} in
         step "loom" loom
         step "build the extension" build
         lint_python
-        step "pytest" "$bin/python" -m pytest -q
         while IFS=$'\t' read -r -u 3 version python; do
             step "pytest on the wheel, CPython $version" wheel "$version" "$python"
         done 3< <(pythons)
