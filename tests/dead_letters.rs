@@ -124,6 +124,28 @@ fn filters_pages_counts_and_purges_mean_the_same() {
             ),
             (
                 Filter {
+                    handler: Some("shop.bill".into()),
+                    exception_type: Some("ValueError".into()),
+                    ..Filter::default()
+                },
+                10,
+            ),
+            (
+                Filter {
+                    handler: Some("shop".into()),
+                    ..Filter::default()
+                },
+                0,
+            ),
+            (
+                Filter {
+                    exception_type: Some("KeyError".into()),
+                    ..Filter::default()
+                },
+                0,
+            ),
+            (
+                Filter {
                     fingerprint: Some(other),
                     ..Filter::default()
                 },

@@ -8,9 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use ironbus::engine::dead_letters::{
-    DeadEvent, DeadLetter, DeadLetterError, DeadLetters, Filter, Lease, Limits, SqliteDeadLetters,
+    DeadEvent, DeadLetter, DeadLetterError, DeadLetterReader, DeadLetters, Filter, Lease, Limits,
+    SqliteDeadLetters,
 };
-use ironbus::engine::store::{Durability, Options, Problem, StoreError};
+use ironbus::engine::store::{self, Durability, Options, Problem, StoreError};
 use rusqlite::Connection;
 
 fn open(path: &Path) -> SqliteDeadLetters {
@@ -386,4 +387,29 @@ fn the_thousandth_entry_costs_what_the_first_did() {
     let (early, late) = (written[2] - written[1], written[4] - written[3]);
     assert!(late < early * 5 / 4, "{early} bytes, then {late}");
     assert!(late / 1000 < 40_000, "{late} bytes for a thousand entries");
+}
+
+#[test]
+fn a_reader_sees_what_the_queue_has_and_moves_nothing_aside() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("x.dead");
+    let queue = open(&path);
+    assert_eq!(store::kind(&path), Ok(store::DEAD_LETTERS));
+    for id in ["a", "b", "c"] {
+        queue.add(letter(id), 0.0).expect("added");
+    }
+    let mut reader = DeadLetterReader::open(&path).expect("readable");
+    let all = Filter::default();
+    let page = reader.page(&all, 0, 9).expect("a page");
+    assert_eq!(page.entries, queue.page(&all, 0, 9).expect("a page"));
+    let raw = Connection::open(&path).expect("opens");
+    raw.execute("UPDATE dead_letter SET data = 'x' WHERE id = 'b'", [])
+        .expect("damage");
+    for _ in 0..2 {
+        let page = reader.page(&all, 0, 9).expect("a page");
+        assert_eq!((page.entries.len(), page.damaged), (2, 1));
+        assert_eq!(reader.count(&all), Ok(3));
+    }
+    assert_eq!(queue.verify(), Ok(1));
+    assert_eq!(reader.count(&all), Ok(2));
 }

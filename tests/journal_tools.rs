@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use durable::{Bus, NOW, event, lock};
-use ironbus::engine::dead_letters::{DeadLetter, DeadLetters, Limits};
+use ironbus::engine::dead_letters::{DeadLetter, DeadLetters, Filter, Limits};
 use ironbus::engine::journal::{
     Answer, Damage, Event, Faults, JournalError, StragglerState, Value, Verification, backup,
-    query, verify,
+    query, read_dead_letters, verify,
 };
 use ironbus::engine::priority::Priority::{High, Normal};
-use ironbus::engine::store::{Durability, Problem};
+use ironbus::engine::store::{self, Durability, Problem};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -70,6 +70,20 @@ fn a_journal_is_verified_while_its_bus_works_and_after() {
     let found = verify(&path).expect("readable");
     assert!(found.is_clean());
     assert_eq!(found, clean());
+}
+
+#[test]
+fn its_dead_letters_are_read_beside_its_bus() {
+    let (_folder, path) = folder();
+    let _bus = furnished(&path);
+    assert_eq!(store::kind(&path), Ok(store::JOURNAL));
+    let mut letters = read_dead_letters(&path).expect("readable");
+    let page = letters.page(&Filter::default(), 0, 9).expect("a page");
+    assert_eq!((page.entries.len(), page.damaged), (1, 0));
+    assert_eq!(page.entries[0].letter.id, "a");
+    std::fs::write(path.with_extension("txt"), [b'x'; 600]).expect("written");
+    let error = store::kind(&path.with_extension("txt")).expect_err("no database");
+    assert_eq!(error.problem, Problem::NotADatabase);
 }
 
 #[test]

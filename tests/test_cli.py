@@ -7,12 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli, command_line
 
 pytest.importorskip("typer", reason="needs the extra cli")
 
@@ -21,36 +20,11 @@ DATA = Path(os.environ.get("IRONBUS_DATA", HERE.parent.parent / "shared" / "data
 INCIDENTS = DATA / "bpic2013_incidents.jsonl.gz"
 
 
-@dataclass
-class Run:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Run]
-
-
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """A real process in an empty folder: exit codes, streams and the working directory are what is tested."""
 
-    def run(*args: str | Path, stdin: bytes = b"") -> Run:
-        done = subprocess.run(
-            [sys.executable, "-m", "ironbus.cli", *map(str, args)],
-            cwd=tmp_path,
-            input=stdin,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return run
+    return command_line(tmp_path)
 
 
 def lines(*records: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Runs what the README shows, so that it cannot promise what does not work.
 
 A ``python`` block runs as a program of its own, and each command of a
-``console`` block (``$ ...``) in a shell, in an empty folder. What they print is
+``console`` block (``$ ...``, going on in lines of ``> ...``) in a shell, in an empty folder. What they print is
 compared with the ``text`` block that follows, or the lines below the command,
 where there are any; ``...`` stands for anything, and runs of blanks are equal.
 ``ironbus`` in a command is the script beside the running Python; it needs the extra
@@ -53,6 +53,8 @@ def examples(text: str) -> list[Example]:
             for offset, row in enumerate(body.splitlines(keepends=True)):
                 if row.startswith("$ "):
                     found.append(Example(line + offset, kind, row[2:].strip(), None))
+                elif row.startswith((">\n", "> ")) and found[-1].wanted is None:
+                    found[-1].source += "\n" + row[2:].rstrip("\n")
                 elif found and found[-1].kind == "console":
                     found[-1].wanted = (found[-1].wanted or "") + row
     return found
@@ -62,7 +64,7 @@ TEXT = README.read_text(encoding="utf-8")
 EXAMPLES = examples(TEXT)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)]+)\)")
-COMMAND = re.compile(r"(?:^|[|;&]\s*)ironbus\b")
+COMMAND = re.compile(r"(?:^|[|;&]\s*)ironbus\b", re.MULTILINE)
 
 
 def cannot_run(example: Example) -> str | None:

@@ -21,14 +21,27 @@ class TextFile(Protocol):
 Target = str | os.PathLike[str] | TextFile
 
 
-def write_lines(target: Target, objects: Iterable[dict[str, Any]]) -> int:
-    """Writes each on a line; how many. Raises :class:`ironbus.StorageError` where the path cannot be written."""
+def write_lines(target: Target, objects: Iterable[dict[str, Any]], *, replace: bool = True) -> int:
+    """Writes each on a line; how many. Raises :class:`ironbus.StorageError` where the path cannot be written.
+
+    Without ``replace`` a path where something is cannot be.
+    """
     if not isinstance(target, (str, os.PathLike)):
         if not callable(getattr(target, "write", None)):
             raise InvalidOption("file must be a path, or a file that is open for writing text", "file")
         return _write(target, objects)
     path = Path(target)
     draft = path.with_name(f"{path.name}.new-{secrets.token_hex(4)}")
+    try:
+        if not replace:
+            # It has its name from here on, so that nobody else's file is replaced.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise StorageError(
+            f"{path}: is there already; choose another path, or replace it with --force", "file"
+        ) from None
+    except OSError as error:
+        raise _unwritable(path, error) from None
     try:
         number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -40,9 +53,17 @@ def write_lines(target: Target, objects: Iterable[dict[str, Any]]) -> int:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror}); choose another path", "file") from None
+    except BaseException as error:
+        if not replace:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from None
+        raise
     return count
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written ({error.strerror}); choose another path", "file")
 
 
 def _write(file: TextFile, objects: Iterable[dict[str, Any]]) -> int:

@@ -212,17 +212,19 @@ class BusDeadLetters(_View):
         *,
         type: str | None = None,
         subscription: str | None = None,
+        handler: str | None = None,
+        exception_type: str | None = None,
         fingerprint: str | None = None,
         since: float | datetime | None = None,
         until: float | datetime | None = None,
     ) -> BusDeadLetters:
         """Those of a ``type`` or pattern, a ``subscription``, a ``fingerprint``, that failed last within a time.
 
-        ``since`` (included) and ``until``: Unix seconds, or a ``datetime`` with a time zone. All that is given must
-        fit.
+        ``handler`` and ``exception_type``: names as the letters have them. ``since`` (included) and ``until``: Unix
+        seconds, or a ``datetime`` with a time zone. All that is given must fit.
         Raises :class:`ironbus.InvalidOption`.
         """
-        wanted = check_filter(type, subscription, fingerprint, since, until)
+        wanted = check_filter(type, subscription, handler, exception_type, fingerprint, since, until)
         return BusDeadLetters(self._box, self._worker, self._in_file, self._narrower(**wanted))
 
     async def _open(self) -> None:
@@ -301,12 +303,14 @@ class SyncDeadLetters(_View):
         *,
         type: str | None = None,
         subscription: str | None = None,
+        handler: str | None = None,
+        exception_type: str | None = None,
         fingerprint: str | None = None,
         since: float | datetime | None = None,
         until: float | datetime | None = None,
     ) -> SyncDeadLetters:
         """See :meth:`BusDeadLetters.filter`."""
-        wanted = check_filter(type, subscription, fingerprint, since, until)
+        wanted = check_filter(type, subscription, handler, exception_type, fingerprint, since, until)
         return SyncDeadLetters(self._box, self._worker, self._in_file, self._narrower(**wanted))
 
     def count(self) -> int:
@@ -356,18 +360,29 @@ def check_redrive(limit: object, into: object, timeout: object) -> None:
 
 
 def check_filter(
-    type: object, subscription: object, fingerprint: object, since: object, until: object
+    type: object,
+    subscription: object,
+    handler: object,
+    exception_type: object,
+    fingerprint: object,
+    since: object,
+    until: object,
 ) -> dict[str, Any]:
     """The filter as the native half wants it."""
     if type is not None and (not isinstance(type, str) or not type):
         raise InvalidPattern('type must be a type such as "order.paid", or a pattern such as "order.*"', "type")
-    for name, text in (("subscription", subscription), ("fingerprint", fingerprint)):
+    texts = {
+        "subscription": subscription,
+        "handler": handler,
+        "exception_type": exception_type,
+        "fingerprint": fingerprint,
+    }
+    for name, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise InvalidOption(f"{name} must be a string, as dead letters have it", name)
     return {
         "topic": type,
-        "subscription": subscription,
-        "fingerprint": fingerprint,
+        **texts,
         "since": _moment(since, "since"),
         "until": _moment(until, "until"),
     }

@@ -81,7 +81,7 @@ mod _core {
     #[pymodule_export]
     use super::dead_letters::DeadLetterStore;
     #[pymodule_export]
-    use super::letters::{LetterBox, LetterFilter, Redrive};
+    use super::letters::{LetterBox, LetterFile, LetterFilter, Redrive};
     #[pymodule_export]
     use super::retries::{Random, Retries};
 

@@ -6,16 +6,11 @@ command could not begin, 130 interrupted.
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import io
-import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -24,13 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 import ironbus
 from ironbus import _core
 from ironbus.cli import feed as feeding
+from ironbus.cli.console import AsJson, consoles, fail, load_handler, print_json, run
+from ironbus.cli.dlq import dlq
 from ironbus.cli.lines import Fields
 from ironbus.cli.render import as_json as plain
 from ironbus.cli.render import failures_on, latency_table, ledger_table, seconds
 from ironbus.report import Ledger
-
-T = TypeVar("T")
-PIPE_WIDTH = 140  # columns where there is no terminal to ask
 
 app = typer.Typer(
     help="The embedded event bus for Python.",
@@ -38,29 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and no progress.")]
-
-
-def consoles() -> tuple[Console, Console]:
-    """For results and for everything else; made for each run, because tests exchange the streams."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    return Console(highlight=False, width=width), Console(stderr=True, highlight=False)
-
-
-def fail(text: str) -> NoReturn:
-    """One line for people, and exit code 2."""
-    print(f"ironbus: {text}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs the work; Ctrl-C ends it without a traceback."""
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        print("ironbus: interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
+app.add_typer(dlq, name="dlq")
 
 
 def _version(wanted: bool) -> None:
@@ -268,11 +240,6 @@ def bench(
     out.print(benching.table(results))
 
 
-def print_json(value: Any) -> None:
-    """One object on one line of stdout."""
-    print(json.dumps(value))
-
-
 def open_input(file: str) -> tuple[io.FileIO, int | None]:
     """The bytes of ``file``, and how many there are if that is known."""
     try:
@@ -281,29 +248,6 @@ def open_input(file: str) -> tuple[io.FileIO, int | None]:
         fail(f"cannot read {file}: {error.strerror}")
     status = os.fstat(raw.fileno())
     return raw, status.st_size if stat.S_ISREG(status.st_mode) else None
-
-
-def load_handler(path: str) -> Callable[..., Any]:
-    """The function at ``module:function``, looked for in the working directory too."""
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        fail(f"--handler {path}: give it as module:function")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        fail(f"--handler {path}: there is no module {error.name}")
-    except AttributeError:
-        fail(f"--handler {path}: the module has no {name}")
-    except Exception as error:  # whatever a module may raise while it is imported
-        fail(f"--handler {path}: the module cannot be imported ({type(error).__name__})")
-    if not callable(found):
-        fail(f"--handler {path}: that is not a function")
-    handler: Callable[..., Any] = found
-    return handler
 
 
 __all__ = ["app"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ironbus.report import Latency, Ledger
 
@@ -31,6 +32,20 @@ def seconds(value: float) -> str:
         if value >= size:
             return f"{value / size:,.1f} {unit}"
     return f"{value / 1e-6:,.1f} µs"
+
+
+def harmless(text: str, lines: bool = False) -> str:
+    """A text of somebody else's for a terminal: control characters become escapes; line ends stay where wanted."""
+
+    def written(c: str) -> str:
+        return c if c.isprintable() or (lines and c in "\n\t") else c.encode("unicode_escape").decode()
+
+    return "".join(map(written, text))
+
+
+def cell(text: str) -> Text:
+    """The same for a cell of a table, where it is no markup either."""
+    return Text(harmless(text))
 
 
 def ledger_table(ledger: Ledger) -> Table:
@@ -90,4 +105,4 @@ def failures_on(console: Console, limit: int = SHOWN_FAILURES) -> Iterator[None]
         console.print(f"… and {handler.count - limit:,} more failures", markup=False)
 
 
-__all__ = ["as_json", "failures_on", "latency_table", "ledger_table", "seconds"]
+__all__ = ["as_json", "cell", "failures_on", "harmless", "latency_table", "ledger_table", "seconds"]

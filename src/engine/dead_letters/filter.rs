@@ -13,6 +13,10 @@ pub struct Filter {
     pub topic: Option<Topic>,
     /// Deliveries to this subscription.
     pub subscription: Option<String>,
+    /// Deliveries to this handler.
+    pub handler: Option<String>,
+    /// Failures with this type of exception.
+    pub exception_type: Option<String>,
     /// Failures of this cause.
     pub fingerprint: Option<Fingerprint>,
     /// Failed for the last time then or later.
@@ -30,6 +34,10 @@ impl Filter {
         fits(&self.id, |id| *id == letter.id)
             && fits(&self.topic, |topic| topic.matches(&letter.event.event_type))
             && fits(&self.subscription, |name| *name == letter.subscription)
+            && fits(&self.handler, |name| *name == letter.handler)
+            && fits(&self.exception_type, |name| {
+                *name == letter.failure.exception_type
+            })
             && fits(&self.fingerprint, |cause| *cause == letter.fingerprint)
             && fits(&self.since, |since| letter.last_failure >= *since)
             && fits(&self.until, |until| letter.last_failure < *until)

@@ -10,6 +10,7 @@ mod entry;
 mod filter;
 mod limits;
 mod memory;
+mod reader;
 mod redrive;
 mod row;
 mod sqlite;
@@ -21,6 +22,7 @@ pub use entry::{DeadEvent, DeadLetter, Failure, Fingerprint, Stored};
 pub use filter::Filter;
 pub use limits::{Limits, WhenFull};
 pub use memory::MemoryDeadLetters;
+pub use reader::{DeadLetterReader, Page};
 pub use redrive::{Ended, LEASE, Redrive, Report, Skipped, Step, WINDOW};
 pub use sqlite::SqliteDeadLetters;
 

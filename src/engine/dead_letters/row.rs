@@ -192,6 +192,12 @@ impl Clause {
         if let Some(name) = &filter.subscription {
             clause.and("subscription = ?", name.clone());
         }
+        if let Some(name) = &filter.handler {
+            clause.and("handler = ?", name.clone());
+        }
+        if let Some(name) = &filter.exception_type {
+            clause.and("exception_type = ?", name.clone());
+        }
         if let Some(cause) = filter.fingerprint {
             clause.and("fingerprint = ?", cause.to_string());
         }

@@ -13,7 +13,7 @@ use super::{Added, DeadLetterError, DeadLetters, Lease, Statistics};
 use crate::engine::store::{self, Options, Problem, Schema, StoreError, WallSeconds};
 use crate::engine::sync::{Mutex, lock};
 
-const SCHEMA: Schema = Schema {
+pub(super) const SCHEMA: Schema = Schema {
     name: "dead letter queue",
     id: store::DEAD_LETTERS,
     steps: &[table::SCHEMA],

@@ -1,6 +1,7 @@
 //! The dead letters in a journal's file. They change in the writer's commits, so a dead letter
 //! and the settlement of its delivery are one; they are read beside the writer.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -9,10 +10,10 @@ use super::sqlite::open_to_read;
 use super::{Journal, JournalError, Shared};
 use crate::engine::dead_letters::table::{self, Looked, Outcome};
 use crate::engine::dead_letters::{
-    Added, DeadLetter, DeadLetterError, DeadLetters, Failure, Filter, Fingerprint, Lease, Limits,
-    Statistics, Stored,
+    Added, DeadLetter, DeadLetterError, DeadLetterReader, DeadLetters, Failure, Filter,
+    Fingerprint, Lease, Limits, Statistics, Stored,
 };
-use crate::engine::store::{Durability, Problem, WallSeconds};
+use crate::engine::store::{Durability, Problem, StoreError, WallSeconds};
 use crate::engine::sync::lock;
 
 /// See the module.
@@ -43,6 +44,11 @@ impl Journal {
             durability,
         })
     }
+}
+
+/// Looks at the dead letters in a journal's file, whoever owns it.
+pub fn read_dead_letters(journal: &Path) -> Result<DeadLetterReader, StoreError> {
+    DeadLetterReader::over(journal, open_to_read(journal)?)
 }
 
 impl JournalDeadLetters {

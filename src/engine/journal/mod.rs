@@ -53,7 +53,7 @@ pub use self::faults::Faults;
 #[cfg(feature = "faults")]
 pub use self::faults::Hook;
 pub use self::file::FileOptions;
-pub use self::letters::JournalDeadLetters;
+pub use self::letters::{JournalDeadLetters, read_dead_letters};
 pub use self::memory::{MemoryReader, MemoryStorage};
 pub use self::owner::Owner;
 pub use self::queue::{Bounds, Delivery, Ticket, UnitDone};

@@ -11,7 +11,7 @@ mod schema;
 pub use checksum::Checksum;
 pub use error::{Problem, StoreError};
 pub(crate) use make::{beside, make_file};
-pub use open::{Options, check, open, open_reader};
+pub use open::{Options, check, kind, open, open_reader};
 pub use schema::{DEAD_LETTERS, JOURNAL, Schema};
 
 /// Seconds since 1970, UTC, handed in by the caller; the engine reads no wall clock.

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Problem, StoreError};
 use super::make::{beside, folder_of, make_file};
-use super::{Durability, Schema};
+use super::{Durability, Schema, schema};
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,15 @@ pub fn check(path: &Path, schema: &Schema, create: bool) -> Result<(), StoreErro
     look().map_err(|problem| problem.at(path))
 }
 
+/// What kind of file of ironbus this is: the id of its [`Schema`]. Looks only at its header.
+pub fn kind(path: &Path) -> Result<u32, StoreError> {
+    let look = || {
+        look_at_file(path)?;
+        schema::kind(&open_as_it_lies(path)?)
+    };
+    look().map_err(|problem: Problem| problem.at(path))
+}
+
 fn open_or_make(path: &Path, schema: &Schema, options: &Options) -> Result<Connection, Problem> {
     if rusqlite::version_number() < OLDEST_SQLITE {
         return Err(Problem::OldSqlite(rusqlite::version()));
@@ -131,15 +140,18 @@ fn look_at_file(path: &Path) -> Result<fs::Metadata, Problem> {
 /// ordinary opening of somebody else's database would bring. Through SQLite all the same:
 /// to open and close the file by ourselves would drop the locks of this process on it.
 fn probe(path: &Path, schema: &Schema) -> Result<(), Problem> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_URI;
-    let probe = Connection::open_with_flags(immutable_uri(path), flags)?;
-    match schema.recognise(&probe) {
+    match schema.recognise(&open_as_it_lies(path)?) {
         // A checkpoint that was killed leaves pages that only make sense with the log.
         Ok(_) | Err(Problem::Corrupt) => Ok(()),
         Err(problem) => Err(problem),
     }
+}
+
+fn open_as_it_lies(path: &Path) -> Result<Connection, Problem> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_URI;
+    Ok(Connection::open_with_flags(immutable_uri(path), flags)?)
 }
 
 fn immutable_uri(path: &Path) -> String {

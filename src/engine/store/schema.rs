@@ -27,6 +27,23 @@ pub const JOURNAL: u32 = 0x6962_4a31;
 /// The id of dead letter queues: "ibD1".
 pub const DEAD_LETTERS: u32 = 0x6962_4431;
 
+/// Which kind a file is.
+pub(super) fn kind(connection: &Connection) -> Result<u32, Problem> {
+    let id = header(connection, "application_id")?;
+    match KINDS.iter().any(|(known, _)| *known == id) {
+        true => Ok(id),
+        false => Err(Problem::Foreign {
+            expected: "dead letter queue or journal",
+        }),
+    }
+}
+
+fn header(connection: &Connection, pragma: &str) -> Result<u32, Problem> {
+    let value: i64 = connection.pragma_query_value(None, pragma, |row| row.get(0))?;
+    // SQLite shows the header's 32 bits as a signed number.
+    Ok(value as u32)
+}
+
 impl Schema {
     /// The newest version.
     pub fn version(&self) -> u32 {
@@ -35,12 +52,7 @@ impl Schema {
 
     /// Whether a file is of this kind and of a version that is known; its version.
     pub(super) fn recognise(&self, connection: &Connection) -> Result<u32, Problem> {
-        let header = |pragma| -> Result<u32, Problem> {
-            let value: i64 = connection.pragma_query_value(None, pragma, |row| row.get(0))?;
-            // SQLite shows the header's 32 bits as a signed number.
-            Ok(value as u32)
-        };
-        let id = header("application_id")?;
+        let id = header(connection, "application_id")?;
         if id != self.id {
             let expected = self.name;
             return Err(match KINDS.iter().find(|(known, _)| *known == id) {
@@ -48,7 +60,7 @@ impl Schema {
                 None => Problem::Foreign { expected },
             });
         }
-        let found = header("user_version")?;
+        let found = header(connection, "user_version")?;
         if found > self.version() {
             let known = self.version();
             return Err(Problem::Newer { found, known });

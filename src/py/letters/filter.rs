@@ -14,12 +14,15 @@ pub struct LetterFilter(pub Filter);
 impl LetterFilter {
     /// What fits everything that is given. The values were checked; a fingerprint is looked at here.
     #[new]
-    #[pyo3(signature = (*, id=None, topic=None, subscription=None, fingerprint=None, since=None, until=None))]
+    #[pyo3(signature = (*, id=None, topic=None, subscription=None, handler=None, exception_type=None, fingerprint=None, since=None, until=None))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         id: Option<String>,
         topic: Option<&str>,
         subscription: Option<String>,
+        handler: Option<String>,
+        exception_type: Option<String>,
         fingerprint: Option<&str>,
         since: Option<f64>,
         until: Option<f64>,
@@ -33,6 +36,8 @@ impl LetterFilter {
             id,
             topic: topic.map(Topic::new),
             subscription,
+            handler,
+            exception_type,
             fingerprint,
             since,
             until,

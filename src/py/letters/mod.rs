@@ -1,5 +1,6 @@
 //! The dead letters of a bus: what keeps them, and the native half of `bus.dead_letters`.
 
+mod file;
 mod filter;
 mod originals;
 mod redrive;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Weak};
 use pyo3::exceptions::PyReferenceError;
 use pyo3::prelude::*;
 
+pub use self::file::LetterFile;
 pub use self::filter::LetterFilter;
 pub use self::redrive::Redrive;
 pub use self::sink::LetterSink;
