@@ -2,136 +2,20 @@
 //! writes it, and what is delivered again comes to its own lane only.
 #![cfg(not(loom))]
 
+mod graveyard;
 mod plain;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use ironbus::engine::gate::{Patience, Redelivery};
-use ironbus::engine::lane::{Failed, Holds, LaneOptions, Letter, Letters, Order, Overflow};
+use graveyard::{World, told};
+use ironbus::engine::gate::Patience;
+use ironbus::engine::lane::{Holds, LaneOptions, Letters, Order, Overflow};
 use ironbus::engine::ops::Cause;
-use ironbus::engine::priority::Priority::{Critical, Low, Normal};
+use ironbus::engine::priority::Priority::{Low, Normal};
 use ironbus::engine::settlement::Outcome;
-use ironbus::engine::sync::Shared;
 use ironbus::engine::topic::Topic;
-use plain::{Bus, Entry, Envelope, Graves, Lane, Seat, options, publish};
+use plain::{Entry, publish};
 use proptest::prelude::*;
-
-struct World {
-    bus: Bus,
-    seat: Arc<Seat>,
-    graves: Graves,
-    now: u64,
-}
-
-fn told(letters: Letters) -> LaneOptions {
-    LaneOptions {
-        letters,
-        ..options("lane", 100)
-    }
-}
-
-impl World {
-    fn new(room: usize) -> Self {
-        let graves = Graves::default();
-        graves.room.store(room, SeqCst);
-        let keys = ironbus::engine::idempotency::Idempotency::new(1 << 60, 16, 0);
-        let bus = Bus::new(16, keys, plain::Alarm::default(), graves.clone());
-        bus.open(0);
-        Self {
-            bus,
-            seat: Arc::default(),
-            graves,
-            now: 0,
-        }
-    }
-
-    fn lane(&self, options: LaneOptions) -> Arc<Lane> {
-        let lane = self.bus.make_lane(options, (), self.seat.clone());
-        self.bus.subscribe(vec![Topic::new("t")], &lane, self.now);
-        lane
-    }
-
-    fn publish(&self, payloads: std::ops::Range<u64>) {
-        for payload in payloads {
-            let published = publish(&self.bus, "t", Normal, payload, Patience::None);
-            assert!(matches!(published, plain::Published::Accepted(_)));
-        }
-    }
-
-    fn scheduled(&self) -> Option<Entry> {
-        let lane = self.seat.next()?;
-        self.bus.take(&lane, self.now).map(|next| next.entry)
-    }
-
-    fn take(&self) -> Entry {
-        self.scheduled().expect("a lane with work")
-    }
-
-    fn fail(&self, lane: &Arc<Lane>, entry: Entry) -> Option<Entry> {
-        let failed = Failed::Passing(Arc::new(()));
-        let verdict = lane.judge(&entry, &failed, 0.0);
-        let next = self
-            .bus
-            .fail(lane, entry, &failed, verdict, None, true, self.now);
-        next.map(|next| next.entry)
-    }
-
-    fn done(&self, lane: &Arc<Lane>, mut entry: Entry) -> Option<Entry> {
-        let next = self
-            .bus
-            .finish(lane, &mut entry, Outcome::Done, None, true, self.now);
-        next.map(|next| next.entry)
-    }
-
-    /// Ends the writing of the oldest letter that is being written.
-    fn written(&self, well: bool) {
-        let dying = self.graves.writing.lock().unwrap().remove(0);
-        self.bus.letter_kept(Box::new(dying), well, self.now);
-    }
-
-    fn redeliver(&self, lane: &Arc<Lane>, payload: u64) -> Option<(u64, Shared<Envelope>)> {
-        let event = plain::event(payload);
-        let letter = Letter {
-            id: payload.to_string(),
-            holder: 7,
-            subscription: "lane".into(),
-        };
-        let redelivery = Redelivery {
-            lane,
-            level: Normal,
-            token: payload,
-            event: &event,
-            letter,
-        };
-        let (sequence, _) = self.bus.redeliver(redelivery, self.now)?;
-        Some((sequence, event))
-    }
-
-    /// The payloads that have a letter, in order; one that was refused at first counts once.
-    fn kept(&self) -> Vec<u64> {
-        let mut seen = std::collections::HashSet::new();
-        let kept = self.graves.kept().into_iter().map(|letter| letter.0);
-        kept.filter(|payload| seen.insert(*payload)).collect()
-    }
-
-    fn tally(&self, lane: &Arc<Lane>) -> (u64, u64, usize) {
-        let (counts, lanes) = self.bus.report();
-        assert_eq!(
-            counts.offered,
-            counts.accepted + counts.rejected + counts.waiting
-        );
-        let (_, routed, report) = lanes
-            .iter()
-            .find(|(other, ..)| other.id == lane.id)
-            .unwrap();
-        let tally = report.tally;
-        let pending = report.depth.iter().sum::<usize>() + report.running;
-        let settled = tally.done + tally.dead + tally.dropped + tally.expired + tally.filtered;
-        assert_eq!(*routed, settled + pending as u64);
-        (tally.done, tally.dead, pending)
-    }
-}
 
 #[test]
 fn a_lane_waits_for_its_letter_to_be_written() {
@@ -276,40 +160,6 @@ fn a_dead_letter_exceeds_the_bound_and_pushes_nobody_out() {
         world.publish(0..2);
         world.redeliver(&lane, 9).expect("the lane is open");
         assert_eq!(world.tally(&lane), (0, 0, 3));
-    }
-}
-
-/// Else nobody could ever make the room that the lane waits for.
-#[test]
-fn in_a_parked_lane_a_dead_letter_goes_first() {
-    for order in [Order::Lane, Order::Token, Order::Nothing] {
-        let world = World::new(0);
-        let lane = world.lane(LaneOptions {
-            order,
-            ..told(Letters::Failed)
-        });
-        publish(&world.bus, "t", Critical, 0, Patience::None);
-        world.publish(1..3);
-        world.fail(&lane, world.take());
-        assert!(world.scheduled().is_none());
-        world.redeliver(&lane, 9).expect("the lane is there");
-        let entry = world.take();
-        assert_eq!(entry.event.payload, 9);
-        // It needs no room itself, but there is none yet.
-        world.graves.room.store(1, SeqCst);
-        assert!(world.fail(&lane, entry).is_none());
-        assert_eq!(world.tally(&lane), (0, 1, 3));
-        world.redeliver(&lane, 8).expect("the lane is there");
-        let entry = world.take();
-        assert_eq!(entry.event.payload, 8);
-        world.graves.room.store(2, SeqCst);
-        let next = world
-            .bus
-            .finish_letter(&lane, entry, &Outcome::Done, None, true, 0);
-        // The letter that the lane waited with is kept on the way.
-        assert_eq!(next.expect("the next").entry.event.payload, 1);
-        assert_eq!(world.kept(), [9, 8, 0]);
-        assert_eq!(world.tally(&lane), (1, 2, 2));
     }
 }
 

@@ -132,8 +132,13 @@ pub struct Graves {
 impl ops::Sink<Plain> for Graves {
     fn keep(&self, dying: Box<Dying<Plain>>) -> Kept<Plain> {
         assert!(!dying.entry.event.settled(), "the letter comes first");
-        let room = |room: usize| room.checked_sub(1);
         let order = Ordering::SeqCst;
+        // One that is delivered again has its room, and leaves it when it succeeds.
+        let room = |room: usize| match (dying.entry.letter(), dying.cause) {
+            (None, _) => room.checked_sub(1),
+            (Some(_), Cause::Done) => Some(room + 1),
+            (Some(_), _) => Some(room),
+        };
         if self.room.fetch_update(order, order, room).is_err() {
             return Kept::Not(dying);
         }

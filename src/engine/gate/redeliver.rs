@@ -1,7 +1,6 @@
 //! A dead letter on its way back to its subscription, and to no other: a new number, at the
-//! tail of the lane; first where the lane waits for room for another dead letter. It was
-//! accepted once, so neither keys nor the lane's bound are asked; whoever redrives has few
-//! of them under way.
+//! tail of the lane. It was accepted once, so neither keys nor the lane's bound are asked;
+//! whoever redrives has few of them under way.
 
 use super::{Effects, Gate};
 use crate::engine::clock::Nanos;
@@ -50,16 +49,10 @@ impl<O: Ops> Gate<O> {
         state.counts.accepted += 1;
         door.routed += 1;
         effects.wake(event.routed(1));
-        let parked = lane.is_parked();
-        let level = if parked { Priority::Critical } else { level };
         lane.entering(level);
         let mut entry = Entry::new(sequence, now, token, level, event.clone(), None);
         entry.rare().letter = Some(letter);
-        let jumped = if parked { lane.jump(entry) } else { Err(entry) };
-        let schedule = jumped.unwrap_or_else(|entry| {
-            door.tails[level.index()].push(entry);
-            lane.signal()
-        });
+        let schedule = lane.readmit(entry);
         let route = Route::to(lane, state.epoch);
         drop(guard);
         if schedule {

@@ -19,24 +19,24 @@ pub(super) const CLOSED: u8 = 2;
 pub(super) const POPPING: u8 = 4;
 /// The breaker has refused.
 pub(super) const REFUSED: u8 = 8;
-/// There was no room for a dead letter.
+/// There was no room for a dead letter: only those start that need none. See `parked`.
 pub(super) const PARKED: u8 = 16;
 
 /// See the module. One lock, held for some loads and stores; the gate takes it only to
 /// evict and to put off.
 pub(super) struct Consumer<O: Ops> {
     pub(super) heads: [Head<Entry<O>>; LEVELS],
-    /// What goes before the heads.
+    /// What is not in the queues.
     pub(super) ready: Ready<O>,
     starts: Starts,
-    order: Order,
+    pub(super) order: Order,
     pub(super) keys: Keys<O>,
     pub(super) holding: Holding<O>,
     /// What keeps the lane from starting anything.
     pub(super) barred: u8,
     /// When to ask the breaker again, and when to look for room for the dead.
     ask_at: Nanos,
-    unpark_at: Nanos,
+    pub(super) unpark_at: Nanos,
     /// When somebody comes by.
     armed: Nanos,
     pub(super) retries: u64,
@@ -96,23 +96,32 @@ impl<O: Ops> Consumer<O> {
     /// Since when the first that may start of a level waits.
     #[inline]
     pub(super) fn since(&mut self, level: usize) -> Option<Nanos> {
-        if let Some((rank, entry)) = self.first_ready(level)
-            && (rank.has_begun() || !self.holding.holds(level))
+        let held = self.holding.holds(level);
+        if let Some((rank, at)) = self.first_ready(level)
+            && (rank.has_begun() || !held)
         {
-            return Some(entry.at);
+            return Some(at);
         }
-        if self.holding.holds(level) {
+        if held {
             return None;
         }
         self.heads[level].peek().map(|entry| entry.at)
     }
 
+    /// The first of those that are not in the queue, if it goes before that.
     #[inline]
-    fn first_ready(&self, level: usize) -> Option<&(Rank, Entry<O>)> {
+    fn first_ready(&mut self, level: usize) -> Option<(Rank, Nanos)> {
         if self.ready.is_empty() {
             return None;
         }
-        self.ready.first(level)
+        let (rank, entry) = self.ready.first(level)?;
+        if let Rank::Tail(sequence) = rank
+            && let Some(head) = self.heads[level].peek()
+            && head.sequence < *sequence
+        {
+            return None;
+        }
+        Some((*rank, entry.at))
     }
 
     /// The next to start.
@@ -128,6 +137,9 @@ impl<O: Ops> Consumer<O> {
             if let Some(entry) = self.next_at_head(now, &is_empty) {
                 return Some(entry);
             }
+        }
+        if self.is_parked() {
+            return self.next_letter();
         }
         loop {
             let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| {
@@ -145,18 +157,24 @@ impl<O: Ops> Consumer<O> {
                 continue;
             }
             let entry = self.heads[level].pop()?;
-            match self.order {
-                Order::Lane | Order::Nothing => return Some(entry),
-                Order::Token => {
-                    let rank = Rank::Left(entry.sequence);
-                    if let Some(entry) = self.keys.claim(rank, entry) {
-                        return Some(entry);
-                    }
-                }
-                Order::Computed => {
-                    self.barred |= POPPING;
-                    return Some(entry);
-                }
+            if let Some(entry) = self.begin(entry) {
+                return Some(entry);
+            }
+        }
+    }
+
+    /// Takes its token, if it has one, for an entry from the queue; or parks it.
+    #[inline]
+    fn begin(&mut self, entry: Entry<O>) -> Option<Entry<O>> {
+        match self.order {
+            Order::Lane | Order::Nothing => Some(entry),
+            Order::Token => {
+                let rank = Rank::Left(entry.sequence);
+                self.keys.claim(rank, entry)
+            }
+            Order::Computed => {
+                self.barred |= POPPING;
+                Some(entry)
             }
         }
     }
@@ -177,6 +195,9 @@ impl<O: Ops> Consumer<O> {
 
     fn next_ready(&mut self, level: usize) -> Option<Entry<O>> {
         let (rank, entry) = self.ready.pop(level)?;
+        if let Rank::Tail(_) = rank {
+            return self.begin(entry);
+        }
         if !self.is_keyed() {
             return Some(entry);
         }
@@ -202,26 +223,10 @@ impl<O: Ops> Consumer<O> {
         }
     }
 
-    /// Puts an entry before all others of its level.
-    pub(super) fn admit_first(&mut self, entry: Entry<O>) {
-        let first = Rank::Begun(0);
-        if self.is_keyed() && !entry.is_unordered() {
-            self.keys.arrive(first, entry, &mut self.ready);
-        } else {
-            self.ready.insert(first, entry);
-        }
-    }
-
     /// Starts nothing before the breaker changes, or this time has come.
     pub(super) fn refuse(&mut self, until: Option<Nanos>) {
         self.barred |= REFUSED;
         self.ask_at = until.unwrap_or(NEVER);
-    }
-
-    /// Starts nothing before there is room for a dead letter; looks for itself at this time.
-    pub(super) fn park(&mut self, until: Nanos) {
-        self.barred |= PARKED;
-        self.unpark_at = until;
     }
 
     /// Somebody comes by: takes away what bars the lane until now.

@@ -141,6 +141,12 @@ impl<O: Ops> Entry<O> {
         self.rare.as_ref()?.letter.as_ref()
     }
 
+    /// Whether it is of a dead letter, which has its room in the queue, and may be started.
+    pub(super) fn has_its_room(&self) -> bool {
+        let rare = self.rare.as_ref();
+        rare.is_some_and(|rare| rare.letter.is_some() && rare.doom.is_none())
+    }
+
     /// Whether it is too late to start it.
     pub(in crate::engine) fn is_expired(&self, now: Nanos) -> bool {
         let expires = self.rare.as_ref().and_then(|rare| rare.expires);

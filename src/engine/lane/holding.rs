@@ -75,6 +75,13 @@ impl<O: Ops> Holding<O> {
         self.levels[level] > 0
     }
 
+    /// Whether a letter that is delivered again waits for its next attempt in its place on this level.
+    pub(super) fn holds_letter(&self, level: Priority) -> bool {
+        self.waiting.values().any(|held| {
+            held.kind != Kind::Free && held.entry.level == level && held.entry.letter().is_some()
+        })
+    }
+
     /// How many wait for a retry, and how many for their time.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.retries, self.waiting.len() - self.retries)

@@ -19,14 +19,16 @@ pub(super) struct Keys<O: Ops> {
 }
 
 /// A token that somebody has or waits for. While it does not run, a level on which
-/// something is parked always has one ahead.
+/// something is parked always has one ahead, or more after one was [overtaken](Keys::overtake).
 struct Token<O: Ops> {
     running: bool,
-    /// The levels with an entry that goes before the parked ones: it is among the ready, or waits
-    /// for its next attempt.
-    ahead: u8,
+    /// How many entries of each level go before the parked ones: they are among the ready, or wait
+    /// for their next attempt.
+    ahead: [u8; LEVELS],
     parked: Option<Box<[Line<O>; LEVELS]>>,
 }
+
+const NONE: [u8; LEVELS] = [0; LEVELS];
 
 impl<O: Ops> Default for Keys<O> {
     fn default() -> Self {
@@ -34,10 +36,6 @@ impl<O: Ops> Default for Keys<O> {
             tokens: HashMap::new(),
         }
     }
-}
-
-fn bit(level: Priority) -> u8 {
-    1 << level.index()
 }
 
 impl<O: Ops> Keys<O> {
@@ -48,14 +46,14 @@ impl<O: Ops> Keys<O> {
             Place::Vacant(place) => {
                 place.insert(Token {
                     running: true,
-                    ahead: 0,
+                    ahead: NONE,
                     parked: None,
                 });
                 Some(entry)
             }
             Place::Occupied(mut place) => {
                 let token = place.get_mut();
-                if token.running || token.ahead & bit(entry.level) != 0 {
+                if token.running || token.ahead[entry.level.index()] > 0 {
                     token.park(rank, entry);
                     return None;
                 }
@@ -68,7 +66,7 @@ impl<O: Ops> Keys<O> {
     /// The same for an entry from among the ready.
     pub(super) fn resume(&mut self, rank: Rank, entry: Entry<O>) -> Option<Entry<O>> {
         let token = self.tokens.get_mut(&entry.token).expect("it is ahead");
-        token.ahead &= !bit(entry.level);
+        token.ahead[entry.level.index()] -= 1;
         if token.running {
             token.park(rank, entry);
             return None;
@@ -81,13 +79,13 @@ impl<O: Ops> Keys<O> {
     pub(super) fn arrive(&mut self, rank: Rank, entry: Entry<O>, ready: &mut Ready<O>) {
         let token = self.tokens.entry(entry.token).or_insert_with(|| Token {
             running: false,
-            ahead: 0,
+            ahead: NONE,
             parked: None,
         });
-        if token.running || token.ahead & bit(entry.level) != 0 {
+        if token.running || token.ahead[entry.level.index()] > 0 {
             return token.park(rank, entry);
         }
-        token.ahead |= bit(entry.level);
+        token.ahead[entry.level.index()] += 1;
         ready.insert(rank, entry);
     }
 
@@ -99,7 +97,9 @@ impl<O: Ops> Keys<O> {
         };
         let token = place.get_mut();
         token.running = false;
-        token.ahead |= stays.map_or(0, bit);
+        if let Some(level) = stays {
+            token.ahead[level.index()] += 1;
+        }
         if token.advance(ready) {
             place.remove();
         }
@@ -124,15 +124,16 @@ impl<O: Ops> Keys<O> {
             (Some((sequence, number, at)), first)
                 if first.is_none_or(|(other, _)| sequence < other) =>
             {
-                self.tokens.get_mut(&number)?.parked.as_mut()?[level.index()].remove(at)
+                let parked = self.tokens.get_mut(&number)?.parked.as_mut()?;
+                parked[level.index()].remove(at).map(|(_, entry)| entry)
             }
             (_, Some((_, at))) => {
-                let entry = ready.remove(level, at)?;
+                let (_, entry) = ready.remove(level, at)?;
                 if let Place::Occupied(mut place) = self.tokens.entry(entry.token)
                     && !entry.is_unordered()
                 {
                     let token = place.get_mut();
-                    token.ahead &= !bit(level);
+                    token.ahead[level.index()] -= 1;
                     if !token.running && token.advance(ready) {
                         place.remove();
                     }
@@ -141,6 +142,45 @@ impl<O: Ops> Keys<O> {
             }
             _ => None,
         }
+    }
+
+    /// Whether an entry may start though others of its token and level are ahead of it.
+    pub(super) fn may_overtake(&self, token: u64, level: Priority) -> bool {
+        let token = self.tokens.get(&token);
+        token.is_none_or(|token| !token.running && token.ahead[level.index()] < u8::MAX)
+    }
+
+    /// Takes the token for such an entry, which was itself `ahead`, or did not come to its token yet.
+    pub(super) fn overtake(&mut self, token: u64, level: Priority, ahead: bool) {
+        let token = self.tokens.entry(token).or_insert_with(|| Token {
+            running: false,
+            ahead: NONE,
+            parked: None,
+        });
+        token.ahead[level.index()] -= u8::from(ahead);
+        token.running = true;
+    }
+
+    /// The same for one that is parked.
+    pub(super) fn overtake_parked(
+        &mut self,
+        token: u64,
+        level: Priority,
+        at: usize,
+    ) -> Option<Entry<O>> {
+        let token = self.tokens.get_mut(&token)?;
+        let (_, entry) = token.parked.as_mut()?[level.index()].remove(at)?;
+        token.running = true;
+        Some(entry)
+    }
+
+    /// What is parked, with its token and its place in its level.
+    pub(super) fn enumerate(&self) -> impl Iterator<Item = (u64, usize, &Entry<O>)> {
+        self.tokens.iter().flat_map(|(number, token)| {
+            let lines = token.parked.iter().flat_map(|lines| lines.iter());
+            let entries = lines.flat_map(Line::enumerate);
+            entries.map(|(at, (_, entry))| (*number, at, entry))
+        })
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<O>> {
@@ -154,7 +194,7 @@ impl<O: Ops> Keys<O> {
     /// Lets go of all that is parked; what runs keeps its token.
     pub(super) fn drain(&mut self, left: &mut Vec<Entry<O>>) {
         for token in self.tokens.values_mut() {
-            token.ahead = 0;
+            token.ahead = NONE;
             for mut line in token.parked.take().into_iter().flat_map(|lines| *lines) {
                 left.extend(line.drain());
             }
@@ -172,18 +212,18 @@ impl<O: Ops> Token<O> {
     #[inline]
     fn advance(&mut self, ready: &mut Ready<O>) -> bool {
         let Some(lines) = &mut self.parked else {
-            return self.ahead == 0;
+            return self.ahead == NONE;
         };
         let mut empty = true;
         for (level, line) in lines.iter_mut().enumerate() {
-            if self.ahead & (1 << level) == 0
+            if self.ahead[level] == 0
                 && let Some((rank, entry)) = line.pop()
             {
-                self.ahead |= 1 << level;
+                self.ahead[level] = 1;
                 ready.insert(rank, entry);
             }
             empty &= line.is_empty();
         }
-        empty && self.ahead == 0
+        empty && self.ahead == NONE
     }
 }

@@ -1,4 +1,4 @@
-//! Entries that go before those in the queue of their level, in their order.
+//! Entries that are not in the queue of their level: most go before it, in their order.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use super::{LEVELS, Nanos};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 
-/// Why an entry goes before the queue. Those further up go first.
+/// Why an entry is not in the queue, but goes before it. Those further up go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// It was started before and came back; by sequence.
@@ -16,6 +16,8 @@ pub(super) enum Rank {
     Due(Nanos, u64),
     /// It had left the queue when its token was taken; by sequence.
     Left(u64),
+    /// It does not: it is delivered again, and its turn comes as if it were in the queue; by sequence.
+    Tail(u64),
 }
 
 impl Rank {
@@ -55,15 +57,22 @@ impl<O: Ops> Line<O> {
         self.0.is_empty()
     }
 
-    /// The sequence of the oldest that was never started, and its place.
+    /// The sequence of the oldest that may be let go of, and its place: it was never started, and is no
+    /// letter, which whoever delivers it again would only lose time over.
     pub(super) fn oldest(&self) -> Option<(u64, usize)> {
         let began = self.0.partition_point(|(rank, _)| rank.has_begun());
         let rest = self.0.iter().enumerate().skip(began);
+        let rest = rest.filter(|(_, (_, entry))| entry.letter().is_none());
         rest.map(|(at, (_, entry))| (entry.sequence, at)).min()
     }
 
-    pub(super) fn remove(&mut self, at: usize) -> Option<Entry<O>> {
-        self.0.remove(at).map(|(_, entry)| entry)
+    pub(super) fn remove(&mut self, at: usize) -> Option<(Rank, Entry<O>)> {
+        self.0.remove(at)
+    }
+
+    /// With their places.
+    pub(super) fn enumerate(&self) -> impl Iterator<Item = (usize, &(Rank, Entry<O>))> {
+        self.0.iter().enumerate()
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<O>> {
@@ -75,7 +84,7 @@ impl<O: Ops> Line<O> {
     }
 }
 
-/// The entries that may start before the queues, by level.
+/// The entries that may start, and are not in the queues, by level.
 pub(super) struct Ready<O: Ops> {
     lines: [Line<O>; LEVELS],
     /// How many there are, so that nobody looks where there are none.
@@ -117,10 +126,15 @@ impl<O: Ops> Ready<O> {
         self.lines[level.index()].oldest()
     }
 
-    pub(super) fn remove(&mut self, level: Priority, at: usize) -> Option<Entry<O>> {
+    pub(super) fn remove(&mut self, level: Priority, at: usize) -> Option<(Rank, Entry<O>)> {
         let entry = self.lines[level.index()].remove(at)?;
         self.count -= 1;
         Some(entry)
+    }
+
+    /// With their places in their levels.
+    pub(super) fn enumerate(&self) -> impl Iterator<Item = (usize, &(Rank, Entry<O>))> {
+        self.lines.iter().flat_map(Line::enumerate)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<O>> {

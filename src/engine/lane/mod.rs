@@ -12,6 +12,7 @@ mod holding;
 mod keys;
 mod line;
 mod options;
+mod parked;
 mod report;
 mod rest;
 mod retry;
@@ -481,6 +482,9 @@ impl<O: Ops> Lane<O> {
 
     #[inline]
     fn has_work(&self, consumer: &mut Consumer<O>) -> bool {
+        if consumer.is_parked() {
+            return consumer.has_letter();
+        }
         (0..LEVELS).any(|level| self.since(consumer, level).is_some())
     }
 
@@ -562,7 +566,7 @@ impl<O: Ops> Lane<O> {
 
     #[inline]
     fn may_start(&self, consumer: &Consumer<O>) -> bool {
-        consumer.barred == 0 && self.running() < self.options.concurrency
+        !consumer.is_barred() && self.running() < self.options.concurrency
     }
 
     /// Leaves a lane that is not in the hands of an executor's queue in the state that says who

@@ -66,6 +66,8 @@ impl<O: Ops> Lane<O> {
         ];
         let mut stopped = stopped.into_iter();
         let stopped = stopped.find(|(bar, _)| consumer.barred & bar != 0);
+        // Letters that are delivered again go on.
+        let stopped = stopped.filter(|(bar, _)| *bar != PARKED || !startable);
         LaneReport {
             tally: consumer.tally,
             depth: std::array::from_fn(|level| self.depth_at(level)),

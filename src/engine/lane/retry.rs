@@ -150,8 +150,8 @@ impl<O: Ops> Lane<O> {
         })
     }
 
-    /// Takes an entry back that is at its end, and starts nothing before there is room for its
-    /// dead letter.
+    /// Takes an entry back that is at its end, and starts nothing but letters before there is room for
+    /// its own.
     pub(in crate::engine) fn park(
         &self,
         mut entry: Entry<O>,
@@ -185,24 +185,14 @@ impl<O: Ops> Lane<O> {
         self.look(&mut consumer)
     }
 
-    /// Whether it waits for room for a dead letter.
-    pub(in crate::engine) fn is_parked(&self) -> bool {
-        lock(&self.consumer).barred & PARKED != 0
-    }
-
-    /// For the gate: a dead letter that is delivered again is what makes room for another, so in a
-    /// lane that waits for room it goes first. True: schedule the lane. Gives the entry back if
-    /// it does not wait.
-    pub(in crate::engine) fn jump(&self, mut entry: Entry<O>) -> Result<bool, Entry<O>> {
-        let computed = self.options.order == Order::Computed;
+    /// For the gate: a dead letter that is delivered again, behind all that has come. Returns whether
+    /// to schedule the lane.
+    #[must_use]
+    pub(in crate::engine) fn readmit(&self, entry: Entry<O>) -> bool {
         let mut consumer = lock(&self.consumer);
-        if consumer.barred & PARKED == 0 {
-            return Err(entry);
-        }
-        entry.rare().unordered = computed;
-        consumer.admit_first(entry);
-        consumer.unpark();
-        Ok(self.look(&mut consumer))
+        let rank = Rank::Tail(entry.sequence);
+        consumer.ready.insert(rank, entry);
+        self.look(&mut consumer)
     }
 
     /// For the gate: an event that comes ahead of its time. Returns when to come by, if that is
