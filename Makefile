@@ -9,7 +9,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 unexport PYTHONPATH
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint build clean
+.PHONY: help demo test bench torture lint build clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ build: .venv/.ready  ## build the extension (release) into .venv, with all that 
 bench: .venv/.ready  ## measure against the targets, peers side by side
 	@tests/tools/gate.sh build
 	$(BIN)/python -m pytest benches --override-ini=timeout=0 -p no:cacheprovider -q
+
+torture: .venv/.ready  ## the fault tests at length: kills, losses of power, failing disks, flipped bits
+	@tests/tools/gate.sh torture
 
 clean:  ## remove everything that was built or installed here
 	rm -rf .venv .venvs dist target .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,6 +1,8 @@
 //! What the file of a dead letter queue goes through: kills, other processes, damage.
 #![cfg(not(loom))]
 
+mod torture;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -129,12 +131,12 @@ fn every_acknowledged_entry_survives_a_kill_at_any_moment() {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("x.dlq");
     let mut acknowledged = BTreeSet::new();
-    for round in 0..8 {
+    for round in 0..torture::times(8, 60) {
         let (process, mut lines) = Process::start("add", &round.to_string(), &path);
         acknowledged.extend(
             lines
                 .by_ref()
-                .take(40 + 33 * round)
+                .take(40 + 33 * (round as usize % 20))
                 .map(|line| name_of(&line)),
         );
         process.kill();
@@ -149,6 +151,8 @@ fn every_acknowledged_entry_survives_a_kill_at_any_moment() {
         );
         assert_eq!(queue.verify(), Ok(0));
     }
+    torture::done("kills", torture::times(8, 60));
+    torture::done("acknowledged dead letters", acknowledged.len() as u64);
 }
 
 #[test]
@@ -315,9 +319,10 @@ fn no_flipped_bit_gives_a_wrong_entry() {
     drop(raw);
     let (page, size) = (page as usize, size as usize);
     let flipped_path = folder.path().join("flipped.dlq");
-    let (mut moved, mut refused, mut silent) = (0, 0, 0);
+    let (mut flips, mut moved, mut refused, mut silent) = (0, 0, 0, 0);
     // A step that is prime to 8 visits all bits of bytes and all parts of the page.
-    for bit in ((page - 1) * size * 8..page * size * 8).step_by(37) {
+    for bit in ((page - 1) * size * 8..page * size * 8).step_by(torture::times(37, 7) as usize) {
+        flips += 1;
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         for rest in ["-wal", "-shm"] {
@@ -362,6 +367,7 @@ fn no_flipped_bit_gives_a_wrong_entry() {
         "the control: {silent} wrong payloads without an error"
     );
     assert!(moved > 100, "{moved} moved aside, {refused} refused");
+    torture::done("bits flipped", flips);
 }
 
 /// v1.0 rewrote its file for every entry, so that the ten-thousandth cost ten thousand times

@@ -4,6 +4,7 @@
 
 mod durable;
 mod faulty;
+mod torture;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -127,6 +128,7 @@ fn every_change(fault: Fault, on: bool) -> (usize, usize, u64) {
         unknown += outcome.unknown;
         refused += outcome.refused;
     }
+    torture::done("faults injected", whole.changes);
     (unknown, refused, failed)
 }
 

@@ -3,6 +3,7 @@
 #![cfg(not(loom))]
 
 mod durable;
+mod torture;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -332,7 +333,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: torture::times(24, 200) as u32, ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_lost_and_nothing_settled_comes_again(

@@ -4,6 +4,7 @@
 
 mod durable;
 mod faulty;
+mod torture;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,18 +36,6 @@ fn apply(content: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// Reproducible choices.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
-
 impl Medium {
     fn change(&mut self, change: &Change) {
         match change {
@@ -61,19 +50,19 @@ impl Medium {
 
     /// What a loss of power leaves: of each change that was not flushed all, nothing, or some
     /// sectors; later ones without earlier ones too.
-    fn after_loss(&self, dice: &mut Dice) -> Vec<u8> {
+    fn after_loss(&self, dice: &mut fastrand::Rng) -> Vec<u8> {
         let mut content = self.flushed.clone();
-        let fashion = dice.roll(4);
+        let fashion = dice.u64(..4);
         for change in &self.pending {
             let kept = match fashion {
                 0 => 0,
                 1 => 1,
-                _ => dice.roll(3),
+                _ => dice.u64(..3),
             };
             match (kept, change) {
                 (0, _) => {}
                 (2, Change::Write(name, at, bytes)) => {
-                    let cut = dice.roll(bytes.len() as u64 / 512 + 1) as usize * 512;
+                    let cut = dice.usize(..=bytes.len() / 512) * 512;
                     let torn = bytes[..cut.min(bytes.len())].to_vec();
                     apply(&mut content, &Change::Write(name.clone(), *at, torn));
                 }
@@ -86,7 +75,7 @@ impl Medium {
 
 /// Publishes with this durability, loses power at every change, and opens what is left. How many
 /// states there were, and in how many something was missing that had been reported.
-fn lose_power(durability: Durability) -> (usize, usize) {
+fn lose_power(durability: Durability, seed: u64) -> (u64, u64) {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let path = folder.path().join("x.bus");
     let plan = watch(folder.path());
@@ -125,7 +114,7 @@ fn lose_power(durability: Durability) -> (usize, usize) {
 
     let (mut states, mut missing) = (0, 0);
     let mut reported = BTreeSet::new();
-    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut dice = fastrand::Rng::with_seed(seed);
     for change in &record {
         match change {
             Change::Mark(key) => {
@@ -136,7 +125,7 @@ fn lose_power(durability: Durability) -> (usize, usize) {
             }
         }
         // Every flush and mark, and of the many pages of a write one in twenty.
-        if matches!(change, Change::Write(..)) && dice.roll(20) > 0 {
+        if matches!(change, Change::Write(..)) && dice.u64(..20) > 0 {
             continue;
         }
         let place = tempfile::tempdir().expect("a folder for the test");
@@ -169,16 +158,20 @@ fn holds(path: &Path, reported: &BTreeSet<u8>) -> bool {
 
 #[test]
 fn what_was_flushed_survives_a_loss_of_power_in_every_state_of_the_rest() {
-    let (states, missing) = lose_power(Durability::Fsync);
-    println!("{states} states");
-    assert!(states > 100, "{states} states");
-    assert_eq!(missing, 0, "of {states} states");
+    let mut explored = 0;
+    for seed in 0..torture::times(1, 12) {
+        let (states, missing) = lose_power(Durability::Fsync, seed);
+        assert!(states > 100, "{states} states");
+        assert_eq!(missing, 0, "of {states} states with seed {seed}");
+        explored += states;
+    }
+    torture::done("states after a loss of power", explored);
 }
 
 /// The control: what was only with the operating system can be gone, and this test sees it.
 #[test]
 fn what_was_not_flushed_is_missed() {
-    let (states, missing) = lose_power(Durability::Os);
+    let (states, missing) = lose_power(Durability::Os, 0);
     println!("{missing} of {states} states miss something");
     assert!(missing > 0);
 }

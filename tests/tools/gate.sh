@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The gate, step by step; stops at the first step that fails and names it.
-# Usage: gate.sh all | lint | build      (called by the Makefile, which makes .venv)
+# Usage: gate.sh all | lint | build | torture      (called by the Makefile, which makes .venv)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -98,6 +98,10 @@ case ${1:-all} in
         lint_python
         ;;
     build) step "build the extension" build ;;
+    torture)
+        step "build the extension" build
+        step "torture" "$bin/python" tests/tools/torture.py
+        ;;
     all)
         lint_rust
         step "cargo test, the engine" cargo test --locked
@@ -108,6 +112,6 @@ case ${1:-all} in
             step "pytest on the wheel, CPython $version" wheel "$version" "$python"
         done 3< <(pythons)
         ;;
-    *) echo "usage: gate.sh all | lint | build" >&2; exit 2 ;;
+    *) echo "usage: gate.sh all | lint | build | torture" >&2; exit 2 ;;
 esac
 printf '\nAll steps passed in %d s.\n' $((SECONDS - began))
