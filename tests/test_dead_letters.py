@@ -723,7 +723,7 @@ def test_what_one_redrive_has_another_leaves_alone(path):
             assert (await bus.dead_letters.redrive()).skipped == {"held": 1}
             subscription.resume()
             assert (await first).succeeded == 1
-            assert handler.done == [7]
+            assert handler.done == [0]
 
     run(main())
 
@@ -751,7 +751,7 @@ def test_a_lease_that_has_ended_does_not_deliver_twice_in_one_process(path):
             subscription.resume()
             await bus.drain()
             # It went on by itself.
-            assert handler.done == [7]
+            assert handler.done == [0]
             assert await bus.dead_letters.count() == 0
 
     run(main())
@@ -771,7 +771,7 @@ def test_a_timeout_ends_the_redrive_and_not_the_deliveries(path):
             assert (report.delivered, report.pending, report.succeeded) == (1, 1, 0)
             subscription.resume()
             await bus.drain()
-            assert handler.done == [7]
+            assert handler.done == [0]
             assert await bus.dead_letters.count() == 2
 
     run(main())
