@@ -1,0 +1,78 @@
+//! Where keys stand in the log, by their hash. Many small tables instead of a large one: each
+//! grows and shrinks at a time of its own, so that no publish waits until all keys have moved.
+
+use hashbrown::HashTable;
+
+#[cfg(not(loom))]
+const TABLES: usize = 64;
+#[cfg(loom)]
+const TABLES: usize = 1;
+
+/// A table with room for fewer is not worth shrinking.
+const SMALL: usize = 64;
+
+/// See the module. Numbers whose hashes are evenly spread.
+pub struct Index {
+    tables: [HashTable<u32>; TABLES],
+    len: usize,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            tables: std::array::from_fn(|_| HashTable::new()),
+            len: 0,
+        }
+    }
+}
+
+impl Index {
+    /// How many numbers it holds.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The number with this hash that is the one looked for.
+    #[inline]
+    pub fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let table = &self.tables[place(hash)];
+        table.find(hash, |number| is_it(*number)).copied()
+    }
+
+    /// Adds a number that it does not hold. `rehash` gives the hash of any other.
+    #[inline]
+    pub fn insert(&mut self, hash: u64, number: u32, rehash: impl Fn(u32) -> u64) {
+        self.tables[place(hash)].insert_unique(hash, number, |number| rehash(*number));
+        self.len += 1;
+    }
+
+    /// Removes a number; false: it does not hold it.
+    pub fn remove(&mut self, hash: u64, number: u32, rehash: impl Fn(u32) -> u64) -> bool {
+        let table = &mut self.tables[place(hash)];
+        let Ok(entry) = table.find_entry(hash, |other| *other == number) else {
+            return false;
+        };
+        entry.remove();
+        self.len -= 1;
+        // Memory goes back after a burst has expired.
+        if table.capacity() > SMALL && table.len() < table.capacity() / 4 {
+            table.shrink_to(table.len() * 2, |number| rehash(*number));
+        }
+        true
+    }
+}
+
+/// The table of a hash, by bits that a table itself does not look at.
+#[inline]
+fn place(hash: u64) -> usize {
+    (hash >> 32) as usize % TABLES
+}
+
+#[cfg(all(test, not(loom)))]
+impl Index {
+    /// How many numbers it has memory for.
+    pub fn capacity(&self) -> usize {
+        self.tables.iter().map(HashTable::capacity).sum()
+    }
+}
