@@ -190,10 +190,7 @@ fn prepare_parts<'py, R>(
     wall: f64,
     next: impl FnOnce(Prepared) -> R,
 ) -> PyResult<R> {
-    let plain = options.is_none()
-        && origin.is_none()
-        && !core.wants_contexts()
-        && !core.settings.by_content;
+    let plain = options.is_none() && origin.is_none() && !core.wants_contexts();
     // The common event has a way of its own, in which most is known beforehand and nothing has to
     // go over the stack.
     match event.cast_into::<PyString>() {
@@ -205,7 +202,7 @@ fn prepare_parts<'py, R>(
             let number = identity::next_number();
             let parts = (type_.unbind(), data, wall, number, None);
             if plain {
-                Ok(next(complete(core, parts, Details::default(), None, py)?))
+                Ok(next(complete(py, core, parts, Details::default(), None)?))
             } else {
                 detailed(py, core, parts, options, origin).map(next)
             }
@@ -225,32 +222,29 @@ fn detailed(
     options: Option<&Options>,
     origin: Option<&Origin>,
 ) -> PyResult<Prepared> {
-    let mut details = details(py, core, options, origin)?;
-    if core.settings.by_content && details.key.is_none() {
-        let (type_, data, ..) = &parts;
-        // Its type is checked first.
-        drop(way(core, type_.bind(py))?);
-        details.key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
-    }
-    complete(core, parts, details, origin, py)
+    let details = details(py, core, options, origin)?;
+    complete(py, core, parts, details, origin)
 }
 
 #[inline(always)]
 fn complete(
+    py: Python<'_>,
     core: &Core,
     (type_, data, seconds, number, given): Parts,
     details: Details,
     origin: Option<&Origin>,
-    py: Python<'_>,
 ) -> PyResult<Prepared> {
-    let way = way(core, type_.bind(py))?;
     let Details {
         extras,
         level,
         token,
-        key,
+        mut key,
         timing,
     } = details;
+    let way = way(core, type_.bind(py))?;
+    if core.settings.by_content && key.is_none() {
+        key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
+    }
     let cause = origin.map(|origin| &*origin.cause);
     let event = share(|| {
         let record = Record {

@@ -45,7 +45,7 @@ pub fn canonical(
 }
 
 /// SHA-256 of what [`canonical`] writes: the identity of an event's content.
-#[inline]
+#[inline(never)]
 pub fn content_digest(
     py: Python<'_>,
     type_: &Bound<'_, PyString>,
