@@ -187,6 +187,7 @@ class DeadLetterQueue:
         with self._lock:
             self._ready_in = None
             self._store.close()
+        self._worker.leave()
 
     # For who redrives, an entry at a time ----------------------------------------------
 

@@ -1,8 +1,8 @@
 """A thread that does blocking work, mostly for event loops, one piece after the other.
 
 Half the price of an executor's, and a loop is woken once for all that was done meanwhile. The
-thread begins with the first piece of work and ends when there has been none for a while, or
-with the interpreter, which must not take it down in the middle of native code.
+thread begins with the first piece of work and ends when it is told to, when there has been no work for
+a while, or with the interpreter, which must not take it down in the middle of native code.
 """
 
 from __future__ import annotations
@@ -57,6 +57,32 @@ class Worker:
         """Have the work done. It tells whom it concerns, and what it raises, by itself."""
         self._put((work, None, None))
 
+    async def flush(self) -> None:
+        """Returns when the work that it has is done."""
+        if self._is_at_work():
+            await self.run(_nothing)
+
+    async def close(self) -> None:
+        """Returns when the work that it has is done, and its thread has ended. With later work another one begins."""
+        thread = self._thread
+        if thread is not None and self._is_at_work() and await self.run(self._retire):
+            thread.join()  # it has nothing left to do
+
+    def leave(self) -> None:
+        """Have the thread end after the work that it has. With later work another one begins."""
+        if self._is_at_work():
+            self.hand(self._retire)
+
+    def _is_at_work(self) -> bool:
+        return self._thread is not None and self._process == os.getpid()
+
+    def _retire(self) -> bool:
+        with self._lock:
+            if not self._jobs.empty():  # somebody goes on with it
+                return False
+            self._thread = None
+            return True
+
     def _put(self, job: _Job) -> None:
         if self._process != os.getpid():
             self._begin()  # the thread did not survive the fork
@@ -69,7 +95,7 @@ class Worker:
 
     def end(self) -> None:
         """Have the thread end after the work that it has, and wait for it."""
-        if self._process == os.getpid() and (thread := self._thread) is not None:
+        if self._is_at_work() and (thread := self._thread) is not None:
             self._leaving = True
             self._jobs.put(None)
             thread.join()
@@ -97,7 +123,7 @@ class Worker:
                     return False
             return True
         done: dict[asyncio.AbstractEventLoop, list[_Done]] = {}
-        count = 0
+        me, serves, count = threading.current_thread(), True, 0
         while job is not None:
             work, future, loop = job
             if future is None or loop is None:
@@ -105,14 +131,16 @@ class Worker:
             else:
                 done.setdefault(loop, []).append(_do(future, work))
             count += 1
-            job = self._next() if count < BATCH else None
+            # One that has retired leaves the rest to another thread.
+            serves = self._thread is me
+            job = self._next() if serves and count < BATCH else None
         for waiting, results in done.items():
             try:
                 waiting.call_soon_threadsafe(_resolve, results)
             except RuntimeError:  # it is closed, and nobody waits there any more
                 continue
         # A thread that waits for work keeps nothing of the last alive: all of it was local here.
-        return True
+        return serves
 
     def _next(self) -> _Job | None:
         try:
@@ -125,6 +153,10 @@ class Worker:
 def _leave() -> None:
     for worker in list(_workers):
         worker.end()
+
+
+def _nothing() -> None:
+    """Done when all is done that came before."""
 
 
 def _do(future: asyncio.Future[Any], work: Callable[[], Any]) -> _Done:

@@ -238,6 +238,7 @@ class BusDeadLetters(_View):
             try:
                 async with asyncio.timeout(seconds):
                     await self._worker.run(self._box.close)
+                    await self._worker.close()
             except TimeoutError:
                 return
 
