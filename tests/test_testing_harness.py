@@ -14,6 +14,7 @@ import pytest
 from ironbus import (
     CircuitBreaker,
     CircuitBreakerConfig,
+    DeadLetters,
     Event,
     EventBus,
     InvalidHandler,
@@ -846,6 +847,71 @@ def test_the_event_log_is_kept_off_the_disk(tmp_path):
             await bus.drain()
         lines = Path(bus.get_log_file()).read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["data"]["durable"] for line in lines] == [True, None]
+
+    run(main())
+
+
+def test_dead_letters_of_the_block_go_with_it():
+    """In memory; those of before stay, unless they are delivered again in the block."""
+
+    async def main():
+        shop = Shop()
+        async with shop.bus:
+            lane = shop.bus._table.lanes()["ship"]
+            native = _core.Harness(shop.bus)
+            native.replace_handler(lane.handle, lambda event: 1 / 0)
+            await shop.bus.publish_many([("bill.sent", {"id": 1}), ("bill.sent", {"id": 2})])
+            await shop.bus.drain()
+            native.replace_handler(lane.handle, None)
+            first, second = [letter.id for letter in shop.bus.dead_letters]
+            async with harness(shop.bus, clock="virtual") as t:
+                t.fail("ship")
+                await shop.bus.publish("bill.sent", {"id": 3})
+                await t.settle()
+                assert len(shop.bus.dead_letters) == 3
+                assert (await shop.bus.dead_letters.redrive(first)).succeeded == 1
+                t.assert_conserved()
+            assert [letter.id for letter in shop.bus.dead_letters] == [second]
+            assert shop.shipped == [1]
+        assert shop.is_as_made()
+
+    run(main())
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_dead_letters_are_kept_off_the_disk(tmp_path, started):
+    """With ``durable=False``: a file that is there is neither read nor written; without, the control, it is."""
+    path = tmp_path / "shop.dead"
+
+    async def block(bus, durable, before):
+        async with harness(bus, clock="virtual", durable=durable) as t:
+            assert await bus.dead_letters.count() == before
+            t.fail("ship", times=2)
+            await bus.publish_many([("bill.sent", {"id": 1}), ("bill.sent", {"id": 2})])
+            await t.settle()
+            assert await bus.dead_letters.count() == before + 2
+            if not durable:
+                assert (await bus.dead_letters.redrive()).succeeded == 2
+                assert await bus.dead_letters.count() == 0
+                t.fail("ship")
+                await bus.publish("bill.sent", {"id": 3})
+                await t.settle()
+
+    async def main():
+        shop = Shop(dead_letters=DeadLetters(path=path))
+        if started:
+            await shop.bus.start()
+        await block(shop.bus, False, 0)
+        assert path.exists() == started
+        assert await shop.bus.dead_letters.count() == 0
+        await block(shop.bus, True, 0)
+        assert await shop.bus.dead_letters.count() == 2
+        await block(shop.bus, False, 0)
+        assert await shop.bus.dead_letters.count() == 2
+        await shop.bus.stop()
+        other = EventBus(dead_letters=DeadLetters(path=path))
+        assert await other.dead_letters.count() == 2
+        await other.stop()
 
     run(main())
 

@@ -31,6 +31,8 @@ pub struct Store {
     durability: Durability,
     /// The queue, and the process that opened it: a file must not be used across a fork.
     opened: Mutex<Option<(u32, Arc<dyn DeadLetters>)>>,
+    /// What takes the place of a file for a test.
+    stand_in: Mutex<Option<Arc<dyn DeadLetters>>>,
 }
 
 /// How a handler failed: the exception's type, its text, its traceback, and the place for the fingerprint.
@@ -48,6 +50,10 @@ impl Store {
 
     /// The queue; opens it if that is still to be done.
     pub fn queue(&self) -> Result<Arc<dyn DeadLetters>, DeadLetterError> {
+        let stand_in = lock(&self.stand_in).clone();
+        if let Some(queue) = stand_in {
+            return Ok(queue);
+        }
         let generation = process::generation();
         let mut opened = lock(&self.opened);
         if let Some((process, queue)) = &*opened
@@ -69,6 +75,22 @@ impl Store {
         // The parent's connection is not ours to close.
         std::mem::forget(opened.replace((generation, queue.clone())));
         Ok(queue)
+    }
+
+    /// Has an empty queue in memory take the place of the file. False: one does already, or there is no file.
+    pub fn stand_in(&self) -> bool {
+        let mut stand_in = lock(&self.stand_in);
+        if stand_in.is_some() || self.in_memory() {
+            return false;
+        }
+        *stand_in = Some(Arc::new(MemoryDeadLetters::new(self.limits)));
+        true
+    }
+
+    /// The file is used again; what was in memory is gone.
+    pub fn stand_back(&self) {
+        let stand_in = lock(&self.stand_in).take();
+        drop(stand_in);
     }
 
     /// Lets go of the file. The next call opens it again.
@@ -134,6 +156,7 @@ impl DeadLetterStore {
                 Durability::Os
             },
             opened: Mutex::new(None),
+            stand_in: Mutex::new(None),
         }))
     }
 

@@ -152,6 +152,17 @@ impl Harness {
         Ok(self.core()?.watch_failures(py, watcher))
     }
 
+    /// Keeps dead letters in memory instead of their file. False: it does so already, or there is no file.
+    fn keep_letters_in_memory(&self) -> PyResult<bool> {
+        Ok(self.core()?.bus.sink().stand_in())
+    }
+
+    /// Uses the file of dead letters again; those in memory are gone.
+    fn use_letters_file(&self, py: Python<'_>) -> PyResult<()> {
+        self.core()?.bus.sink().stand_back(py);
+        Ok(())
+    }
+
     // The end ---------------------------------------------------------------------
 
     /// Lets go of everything that waits in the lanes, counted as dropped.

@@ -1,4 +1,4 @@
-"""Random publishes, failures, recoveries, pauses, stops and starts, over virtual time, against a model
+"""Random publishes, failures, recoveries, redrives, pauses, stops and starts, over virtual time, against a model
 that knows nothing of the bus. After every step the ledger balances; a fault that loses one event is noticed."""
 
 from __future__ import annotations
@@ -148,6 +148,33 @@ class RecoveryMachine(RuleBasedStateMachine):
         if self.started:
             self.model()
 
+    @precondition(lambda self: self.started and any(self.redrivable(name) for name in NAMES))
+    @rule(data=st.data())
+    def redrive(self, data):
+        name = data.draw(st.sampled_from([name for name in NAMES if self.redrivable(name)]))
+        first = data.draw(st.sampled_from(self.redrivable(name)))
+        letters = self.bus.dead_letters.filter(subscription=name)
+        (letter,) = (letter for letter in letters if letter.event.sequence == first)
+
+        async def deliver():
+            task = asyncio.create_task(self.bus.dead_letters.redrive(letter.id))
+            while self.bus.audit().accepted == self.sequence:
+                assert not task.done()
+                await asyncio.sleep(0)
+            await self.t.advance(0)
+            # What is under way goes on; nobody waits for it, because it may wait for its next attempt.
+            task.cancel()
+            await asyncio.wait([task])
+
+        self.runner.run(deliver())
+        self.sequence += 1
+        self.lanes[name].redrive(first, self.sequence)
+        self.model()
+
+    def redrivable(self, name):
+        lane = self.lanes[name]
+        return [letter for letter in lane.letters if letter not in lane.under_way]
+
     @precondition(lambda self: self.started)
     @rule()
     def stop(self):
@@ -189,6 +216,8 @@ class RecoveryMachine(RuleBasedStateMachine):
                 lane.expired,
                 lane.pending,
             ), name
+            letters = [letter.event.sequence for letter in self.bus.dead_letters.filter(subscription=name)]
+            assert letters == lane.letters, name
         assert self.subscriptions["guarded"].breaker.state == self.lanes["guarded"].breaker.state
 
     def teardown(self):

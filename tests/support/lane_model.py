@@ -18,6 +18,7 @@ class Waiting:
     due: int  # may be started then; 0: at once
     expires: float
     attempt: int = 0
+    letter: int | None = None  # the first number of a dead letter that is delivered again
 
 
 @dataclass
@@ -61,6 +62,9 @@ class LaneModel:
         #: Time, number, attempt, and whether it went well.
         self.calls: list[tuple[int, int, int, bool]] = []
         self.done = self.dead = self.expired = 0
+        #: Dead letters by the number that their event had first, and those of them that are under way again.
+        self.letters: list[int] = []
+        self.under_way: set[int] = set()
 
     @property
     def pending(self) -> int:
@@ -74,6 +78,11 @@ class LaneModel:
             bisect.insort(self.delayed, (own.due, own.sequence, own))
         else:
             self.queue.append(own)
+
+    def redrive(self, letter: int, sequence: int) -> None:
+        """A dead letter comes in again, behind all others; it stays one until it has succeeded."""
+        self.under_way.add(letter)
+        self.queue.append(Waiting(sequence, 0, math.inf, letter=letter))
 
     def next_time(self, after: int) -> float:
         """When something may change by itself the next time."""
@@ -120,9 +129,16 @@ class LaneModel:
             self.breaker.note(well, now)
         if well:
             self.done += 1
+            if event.letter is not None:
+                self.letters.remove(event.letter)
+                self.under_way.remove(event.letter)
         elif probe or event.attempt < self.attempts:
             event.attempt -= probe  # it says nothing about the event
             event.due = now + self.delay * 2 ** (max(event.attempt, 1) - 1)
             self.held = event
         else:
             self.dead += 1
+            if event.letter is None:
+                self.letters.append(event.sequence)
+            else:
+                self.under_way.remove(event.letter)

@@ -145,8 +145,13 @@ class _Harness:
         undo.callback(native.watch_failures, outer)
         native.watch_failures(self._told(outer))
         undo.callback(native.replace_random, native.replace_random(_core.Random(self._seed).random))
-        if not self._durable and bus._log_lane is not None:
-            undo.callback(native.replace_handler, bus._log_lane, native.replace_handler(bus._log_lane, _ignore))
+        if not self._durable:
+            if bus._log_lane is not None:
+                undo.callback(native.replace_handler, bus._log_lane, native.replace_handler(bus._log_lane, _ignore))
+            if native.keep_letters_in_memory():
+                undo.callback(native.use_letters_file)
+        if not bus._dead_letters._in_file:
+            undo.callback(self._purge_letters, {letter.id for letter in bus._dead_letters})
         self._outer = bus._table.observer
         undo.callback(setattr, bus._table, "observer", self._outer)
         undo.callback(self._cancel_own)
@@ -194,6 +199,16 @@ class _Harness:
     def _forget_keys(self) -> None:
         for event in self.published:
             self._native.forget_key(event)
+
+    def _purge_letters(self, known: set[str]) -> None:
+        letters = self.bus._dead_letters
+        for new in [letter.id for letter in letters if letter.id not in known]:
+            letters._box.purge(letters._of(new))
+
+    async def _written(self) -> None:
+        """Dead letters that are on their way to be kept get there before they are kept elsewhere."""
+        if not self._durable:
+            await self.bus._dead_letters._worker.flush()
 
     def _leave(self) -> None:
         """Everything but the stop."""
@@ -319,6 +334,7 @@ class Harness(_Harness):
 
     async def _enter(self) -> Self:
         self._starts = not self.bus._running
+        await self._written()
         try:
             self._install()
             await self.bus.start()
@@ -331,6 +347,7 @@ class Harness(_Harness):
         try:
             if self._starts:
                 await self.bus.stop(timeout=0)
+            await self._written()
         finally:
             self._leave()
 
@@ -360,9 +377,14 @@ class SyncHarness(_Harness):
         finally:
             future.cancel()  # Ctrl-C ends the wait
 
+    def _run_written(self) -> None:
+        if not self._durable:
+            self._run(self._written())
+
     def _enter(self) -> Self:
         self.bus.sync._check("start()", "async with harness(bus)")
         self._starts = not self.bus._running
+        self._run_written()
         try:
             self._install()
             self.bus.sync.start()
@@ -375,6 +397,7 @@ class SyncHarness(_Harness):
         try:
             if self._starts:
                 self.bus.sync.stop(timeout=0)
+            self._run_written()
         finally:
             self._leave()
 
@@ -385,11 +408,13 @@ class harness:
     ``with harness(bus) as t:`` does the same for programs without an event loop. It is the bus itself,
     with its subscriptions and settings. A bus that is not started is started, and stopped at the end
     of the block, at once: what is still queued then is dropped. When the block is left, handlers,
-    breakers, the keys of what was published, and subscriptions made in the block are as if it had
-    not been. Counters and sequence numbers go on, and so does the clock: it never goes back. Harnesses may be nested.
+    breakers, dead letters in memory, the keys of what was published, and subscriptions made in the block are as if it
+    had not been. Counters and sequence numbers go on, and so does the clock: it never goes back.
+    Harnesses may be nested.
 
     ``clock="virtual"``: the bus's clock stands still, and :meth:`Harness.advance` moves it.
-    ``durable=False``: nothing is written to disk; the event log gets nothing. ``seed`` is what delays of
+    ``durable=False``: nothing is read from or written to disk; the event log gets nothing, and dead letters are in
+    memory. ``seed`` is what delays of
     retries are spread by. ``patience``: see :meth:`Harness.advance`.
     Raises :class:`ironbus.errors.InvalidOption`.
     """

@@ -42,6 +42,8 @@ pub struct LetterSink {
     growth: Mutex<Recent>,
     /// The queue's, when it was last asked: nobody waits for a file to count.
     statistics: Mutex<Statistics>,
+    /// The same of the file, while a test keeps it out of use.
+    set_aside: Mutex<Statistics>,
     /// When to look again for letters that are too old.
     next_expiry: Mutex<WallSeconds>,
 }
@@ -77,6 +79,7 @@ impl LetterSink {
             under_way: UnderWay::default(),
             growth: Mutex::new(Recent::new(window)),
             statistics: Mutex::default(),
+            set_aside: Mutex::default(),
             next_expiry: Mutex::default(),
         }
     }
@@ -90,6 +93,22 @@ impl LetterSink {
     /// The queue itself.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// For a test, keeps letters in memory instead of the file. False: it does so already, or has no file.
+    pub fn stand_in(&self) -> bool {
+        let begins = self.store.stand_in();
+        if begins {
+            *lock(&self.set_aside) = std::mem::take(&mut *lock(&self.statistics));
+        }
+        begins
+    }
+
+    /// Uses the file again; what was in memory is gone.
+    pub fn stand_back(&self, py: Python<'_>) {
+        self.store.stand_back();
+        *lock(&self.statistics) = *lock(&self.set_aside);
+        self.room_made(py);
     }
 
     /// How much it keeps.
