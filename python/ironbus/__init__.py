@@ -47,6 +47,7 @@ from ironbus.errors import (
     WouldDeadlock,
     WrongLoop,
 )
+from ironbus.health import Health, HealthReason, HealthThresholds
 from ironbus.priority import EventPriority
 from ironbus.streams import Expectation, Stream
 
@@ -72,6 +73,9 @@ __all__ = [
     "EventPriority",
     "Expectation",
     "Forked",
+    "Health",
+    "HealthReason",
+    "HealthThresholds",
     "Idempotency",
     "InvalidData",
     "InvalidEvent",

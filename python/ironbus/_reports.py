@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from ironbus._health import stuck
 from ironbus.priority import EventPriority
-from ironbus.report import LaneLedger, Latency, Ledger, Metrics, SubscriptionStatistics
+from ironbus.report import DeadLetterMetrics, LaneLedger, Latency, Ledger, Metrics, SubscriptionStatistics
 
 if TYPE_CHECKING:
+    from ironbus._history import Since
     from ironbus._idempotency import Idempotency
     from ironbus.dead_letters import DeadLetters
+    from ironbus.health import HealthThresholds
 
 
 def ledger(report: dict[str, Any]) -> Ledger:
@@ -26,16 +30,25 @@ def ledger(report: dict[str, Any]) -> Ledger:
     )
 
 
-def metrics(report: dict[str, Any]) -> Metrics:
-    uptime = report["uptime"]
-    counts = ledger(report)
+def metrics(report: dict[str, Any], since: Since, thresholds: HealthThresholds) -> Metrics:
+    lanes = [lane for lane in report["lanes"] if not lane["passive"]]
     return Metrics(
-        uptime=uptime,
-        publish_rate=counts.accepted / uptime if uptime else 0.0,
+        uptime=report["uptime"],
+        publish_rate=since.rate(since.now.accepted - since.then.accepted),
         idempotency_keys=report["keys"],
         idempotency_evicted=report["evicted"],
-        ledger=counts,
-        subscriptions={lane["name"]: _statistics(lane, uptime) for lane in report["lanes"] if not lane["passive"]},
+        ledger=ledger(report),
+        subscriptions={lane["name"]: _statistics(lane, since, thresholds) for lane in lanes},
+        processing_rate=since.rate(since.settled),
+        rates_over=since.ran,
+        retries=sum(lane["retries"] for lane in lanes),
+        dead_letters=DeadLetterMetrics(
+            entries=report["dead_letters"],
+            growth=report["dead_letters_grown"],
+            dropped=report["dead_letters_dropped"],
+            expired=report["dead_letters_expired"],
+            damaged=report["dead_letters_damaged"],
+        ),
     )
 
 
@@ -57,6 +70,7 @@ def settings(settings: dict[str, Any]) -> dict[str, Any]:
             "details": letters.details,
             "durability": letters.durability,
         },
+        "health": dataclasses.asdict(settings["health"]),
     }
 
 
@@ -65,23 +79,23 @@ def _lane_ledger(lane: dict[str, Any]) -> LaneLedger:
     return LaneLedger(*(lane[name] for name in names))
 
 
-def _statistics(lane: dict[str, Any], uptime: float) -> SubscriptionStatistics:
-    ledger = _lane_ledger(lane)
-    settled = ledger.done + ledger.dead + ledger.dropped + ledger.expired + ledger.filtered
+def _statistics(lane: dict[str, Any], since: Since, thresholds: HealthThresholds) -> SubscriptionStatistics:
     return SubscriptionStatistics(
         name=lane["name"],
         state=lane["state"],
         depth={level.name: lane["depth"][level] for level in EventPriority},
         running=lane["running"],
         oldest_age=lane["oldest_age"],
-        rate=settled / uptime if uptime else 0.0,
-        ledger=ledger,
+        rate=since.rate(since.lane(lane["id"]).settled),
+        ledger=_lane_ledger(lane),
         wait=Latency(*lane["wait"]),
         work=Latency(*lane["work"]),
         held=lane["held"],
         delayed=lane["delayed"],
         retries=lane["retries"],
         breaker=lane["breaker"],
+        longest_run=lane["longest_run"],
+        stuck=stuck(lane, thresholds) is not None,
     )
 
 

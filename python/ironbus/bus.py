@@ -18,9 +18,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 # What the native code looks up by name is imported here: a fork in the middle of a first import
 # would leave the child without it for ever.
-from ironbus import _core, _event_log, _exit, _failures, _interval, _log, _publish, _reports, _slot_task, _waiting  # noqa: F401
+from ironbus import (  # noqa: F401
+    _core,
+    _event_log,
+    _exit,
+    _failures,
+    _health,
+    _interval,
+    _log,
+    _publish,
+    _reports,
+    _slot_task,
+    _waiting,
+)
 from ironbus._core import BatchReceipt, Event, Receipt
+from ironbus._history import History
 from ironbus._idempotency import Idempotency
+from ironbus._letter_watch import LetterWatch
 from ironbus._retry import check_random
 from ironbus._subscriptions import (
     CONTEXTS,
@@ -41,6 +55,7 @@ from ironbus._sync_bus import SyncBus
 from ironbus._worker import Worker
 from ironbus.dead_letters import BusDeadLetters, DeadLetters
 from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock
+from ironbus.health import Health, HealthThresholds
 from ironbus.priority import EventPriority
 from ironbus.report import (
     Ledger,
@@ -75,7 +90,7 @@ class EventBus(_core.Bus):
     at most. ``clock``: a callable that returns seconds and never goes back, for tests.
     ``random``: what spreads the delays of retries, a seed or a callable that returns numbers
     from 0.0 up to 1.0. ``dead_letters``: how deliveries that failed for good are kept, by default in memory; see
-    :class:`ironbus.DeadLetters`.
+    :class:`ironbus.DeadLetters`. ``health``: from where on :meth:`health` gives a reason.
 
     Making a bus has no side effects, except for the event log's file.
     """
@@ -92,6 +107,7 @@ class EventBus(_core.Bus):
         clock: Callable[[], float] | None = None,
         random: int | Callable[[], float] | None = None,
         dead_letters: DeadLetters | None = None,
+        health: HealthThresholds | None = None,
     ) -> None:
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
@@ -106,7 +122,11 @@ class EventBus(_core.Bus):
         if dead_letters is not None and not isinstance(dead_letters, DeadLetters):
             text = 'dead_letters must be an ironbus.DeadLetters, for example DeadLetters(path="orders.dead")'
             raise InvalidOption(text, "dead_letters")
+        if health is not None and not isinstance(health, HealthThresholds):
+            text = "health must be an ironbus.HealthThresholds, for example HealthThresholds(oldest_event=300)"
+            raise InvalidOption(text, "health")
         letters = dead_letters or DeadLetters()
+        thresholds = health or HealthThresholds()
         self._settings: dict[str, Any] = {
             "max_queue_size": max_queue_size,
             "overflow": overflow or "block",
@@ -114,6 +134,7 @@ class EventBus(_core.Bus):
             "context": context,
             "workers": workers or default_workers(),
             "dead_letters": letters,
+            "health": thresholds,
         }
         store, in_file = letters._store(), letters.path is not None
         worker = Worker("ironbus-dead-letters")
@@ -129,9 +150,11 @@ class EventBus(_core.Bus):
             random=draw,
             dead_letters=store,
             writer=worker.hand if in_file else None,
-            window=60.0,
+            window=float(thresholds.window),
         )
         self._dead_letters = BusDeadLetters(self._letter_box(), worker, in_file)
+        self._letter_watch = LetterWatch(self._letter_box(), worker, in_file)
+        self._history = History(thresholds.window)
         self._clock = clock
         self._table = Table(self)
         self._lifecycle = threading.Lock()
@@ -381,17 +404,32 @@ class EventBus(_core.Bus):
         return _reports.ledger(self._report())
 
     def metrics(self) -> Metrics:
-        """Counters, rates, depths, ages and latencies of this moment. Any thread."""
-        return _reports.metrics(self._report())
+        """Counters, rates, depths, ages and latencies of this moment, in the units that the class names. Any thread."""
+        self._letter_watch.look(self._running)
+        report = self._report(latencies=True)
+        return _reports.metrics(report, self._history.look(report), self._settings["health"])
+
+    def health(self) -> Health:
+        """Whether the bus is well at this moment, and if not why not. Any thread, any loop, started or not.
+
+        It looks at counters and waits for nothing. What is new "lately" is what has changed since a call of this
+        or of :meth:`metrics` at least a window ago, so that nothing goes by unseen between two calls.
+        """
+        self._letter_watch.look(self._running)
+        report = self._report() | {"dead_letters_unreadable": self._letter_watch.unreadable}
+        breakers = {name: lane.breaker.name for name, lane in self._table.lanes().items() if lane.breaker is not None}
+        return _health.health(report, self._settings["health"], self._history.look(report), breakers)
 
     def describe(self) -> dict[str, Any]:
-        """The settings, limits and subscriptions, as plain values for people and tools."""
+        """The settings, limits, subscriptions, and whose handlers are stuck, as plain values for people and tools."""
+        lanes = self._report()["lanes"]
         return {
             "running": self._running,
             "durability": "memory",
             **_reports.settings(self._settings),
             "log_file": self.get_log_file(),
             "subscriptions": self._table.describe(),
+            "stuck": [lane["name"] for lane in lanes if _health.stuck(lane, self._settings["health"]) is not None],
         }
 
     def __repr__(self) -> str:

@@ -86,7 +86,7 @@ class SubscriptionStatistics:
     depth: Mapping[str, int]  # deliveries that are not settled and do not run, by priority name
     running: int
     oldest_age: float  # seconds that the oldest queued delivery has waited; 0.0 when none is queued
-    rate: float  # settled deliveries per second since the bus was started
+    rate: float  # settled deliveries per second, lately: see ``Metrics.rates_over``
     ledger: LaneLedger
     wait: Latency  # from acceptance (or the end of its delay) to the handler's first start
     work: Latency  # from the handler's start to its end
@@ -94,6 +94,22 @@ class SubscriptionStatistics:
     delayed: int = 0  # how many of the depth wait for the end of their publisher's ``delay``
     retries: int = 0  # runs so far that ended with "again later"
     breaker: str | None = None  # the state of its circuit breaker, if it has one
+    longest_run: float = 0.0  # seconds that the handler has run which began first of those at work; 0.0 if none is
+    stuck: bool = False  # whether that is too long by the ``health`` thresholds of the bus
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterMetrics:
+    """The dead letter queue of a bus: as this process knows it, without a look at the file.
+
+    The last three count since the queue was made, of a file by all processes.
+    """
+
+    entries: int  # letters in the queue
+    growth: int  # new letters of this bus within the ``health`` window
+    dropped: int  # let go because the queue was full
+    expired: int  # let go because they were older than ``max_age``
+    damaged: int  # moved aside because their checksum was wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +117,17 @@ class Metrics:
     """The whole bus at one moment."""
 
     uptime: float  # seconds since start; 0.0 when the bus is not running
-    publish_rate: float  # accepted events per second since start
+    publish_rate: float  # accepted events per second, lately: see ``rates_over``
     idempotency_keys: int  # keys that are remembered now
     idempotency_evicted: int  # keys that went before their time because of the key limit
     ledger: Ledger
     subscriptions: Mapping[str, SubscriptionStatistics]
+    processing_rate: float  # deliveries settled per second, lately, of all subscriptions that are still there
+    # Seconds for which the bus was started within the time that the rates are of: the ``health`` window, or more, from
+    # the last call of ``metrics()`` or ``health()`` before it, or from the first start
+    rates_over: float
+    retries: int  # runs so far that ended with "again later", of all subscriptions
+    dead_letters: DeadLetterMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,4 +140,4 @@ class StopReport:
     seconds: float
 
 
-__all__ = ["LaneLedger", "Latency", "Ledger", "Metrics", "StopReport", "SubscriptionStatistics"]
+__all__ = ["DeadLetterMetrics", "LaneLedger", "Latency", "Ledger", "Metrics", "StopReport", "SubscriptionStatistics"]

@@ -304,6 +304,7 @@ impl Bus {
         core.event_loop().open(py, &core, event_loop)?;
         if forked {
             core.pool().forked();
+            core.loop_desk.clear(py);
             core.bus.forked(now);
         }
         core.pool().open(py, &core)?;
@@ -433,9 +434,10 @@ impl Bus {
         Ok(LetterBox::new(self.core()?))
     }
 
-    /// Counts and lanes of one moment, as plain values.
-    fn _report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        report::of(py, self.core()?)
+    /// Counts and lanes of one moment, as plain values; with `latencies`, what takes a while as well.
+    #[pyo3(signature = (latencies=false))]
+    fn _report<'py>(&self, py: Python<'py>, latencies: bool) -> PyResult<Bound<'py, PyDict>> {
+        report::of(py, self.core()?, latencies)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

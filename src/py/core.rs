@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use super::alarm::LoopAlarm;
 use super::cell::GilCell;
 use super::clock::Clock;
+use super::current::{Desk, Running};
 use super::errors::Error;
 use super::event_loop::LoopSeat;
 use super::letters::LetterSink;
@@ -66,11 +67,15 @@ pub struct Core {
     pub pool_seat: Arc<PySeat>,
     /// Lanes that are paused because their handler ended the program.
     held: Mutex<Vec<PyLane>>,
+    /// What the loop is in the middle of.
+    pub loop_desk: Desk,
     contexts_wanted: AtomicBool,
     running: AtomicBool,
     /// The process in which the bus was started.
     generation: AtomicU32,
     started: AtomicU64,
+    /// How long it was started before that, in all.
+    ran: AtomicU64,
     /// Publishes since the loop had its last turn, and when that was.
     publishes: AtomicU32,
     last_turn: AtomicU64,
@@ -101,10 +106,12 @@ impl Core {
             loop_seat,
             pool_seat: Arc::new(PySeat::Pool(Arc::new(Pool::new(workers)))),
             held: Mutex::default(),
+            loop_desk: Desk::default(),
             contexts_wanted: AtomicBool::new(false),
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),
+            ran: AtomicU64::new(0),
             publishes: AtomicU32::new(0),
             last_turn: AtomicU64::new(0),
         });
@@ -215,15 +222,40 @@ impl Core {
 
     /// Says that the bus is started, or is not.
     pub fn set_running(&self, running: bool, now: u64) {
+        self.ran.fetch_add(self.uptime(now), Ordering::Relaxed);
         self.generation
             .store(process::generation(), Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.running.store(running, Ordering::Release);
     }
 
-    /// When it was started.
-    pub fn started_at(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
+    /// For how long it has been started; 0 while it is not.
+    pub fn uptime(&self, now: u64) -> u64 {
+        if self.is_running() {
+            now.saturating_sub(self.started.load(Ordering::Relaxed))
+        } else {
+            0
+        }
+    }
+
+    /// For how long it has been started in all.
+    pub fn ran(&self, now: u64) -> u64 {
+        self.ran.load(Ordering::Relaxed) + self.uptime(now)
+    }
+
+    /// The runs of all handlers that have not ended, those on threads first; and how many those are.
+    pub fn at_work(&self, py: Python<'_>) -> (Vec<Running>, usize) {
+        if self.check_process(py).is_err() {
+            // They run in the parent of this process.
+            return (Vec::new(), 0);
+        }
+        let mut runs = self.pool().running(py);
+        let on_threads = runs.len();
+        runs.extend(self.loop_desk.look(py));
+        if let Some(home) = self.event_loop().home() {
+            runs.extend(home.waiting(py));
+        }
+        (runs, on_threads)
     }
 
     /// In a child of the process that started the bus, its threads and its loop do not exist.

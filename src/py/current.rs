@@ -14,6 +14,31 @@ use super::once::intern;
 use super::ops::{Event, PyOps};
 use crate::engine::lane::{Entry, LaneId};
 
+/// What an executor is in the middle of, for who looks from another thread.
+#[derive(Default)]
+pub struct Desk(GilCell<Option<Running>>);
+
+/// A handler's run that has not ended.
+#[derive(Clone, Copy)]
+pub struct Running {
+    /// Its lane.
+    pub lane: LaneId,
+    /// When it was called.
+    pub since: u64,
+}
+
+impl Desk {
+    /// What is on it now.
+    pub fn look(&self, py: Python<'_>) -> Option<Running> {
+        self.0.read(py, |running| *running)
+    }
+
+    /// Nothing is on it any more: the thread that sat there is not in this process.
+    pub fn clear(&self, py: Python<'_>) {
+        self.0.replace(py, None);
+    }
+}
+
 /// An executor at work, and the delivery in its hands. It stays from one delivery to the next, so
 /// that an event costs it no reference counts.
 pub struct Active {
@@ -23,6 +48,8 @@ pub struct Active {
     pub slot: u64,
     /// What its handlers run in, where they may share it.
     pub context: Ambient,
+    /// A thread's own; the loop's belongs to the bus.
+    desk: Option<Arc<Desk>>,
     delivery: GilCell<Option<Delivery>>,
 }
 
@@ -34,15 +61,27 @@ pub struct Delivery {
     pub event: Py<PyAny>,
     /// The lane.
     pub lane: LaneId,
+    /// When the handler was called.
+    pub since: u64,
 }
 
 impl Active {
-    /// With nothing in its hands.
-    pub fn new(core: Arc<Core>, slot: u64) -> Self {
+    /// A slot of the event loop, with nothing in its hands.
+    pub fn on_loop(core: Arc<Core>, slot: u64) -> Self {
+        Self::new(core, slot, None)
+    }
+
+    /// A thread, with nothing in its hands.
+    pub fn on_thread(core: Arc<Core>, desk: Arc<Desk>) -> Self {
+        Self::new(core, 0, Some(desk))
+    }
+
+    fn new(core: Arc<Core>, slot: u64, desk: Option<Arc<Desk>>) -> Self {
         Self {
             core,
             slot,
             context: Ambient::default(),
+            desk,
             delivery: GilCell::new(None),
         }
     }
@@ -55,8 +94,16 @@ impl Active {
         delivery: Delivery,
         body: impl FnOnce() -> R,
     ) -> (Delivery, R) {
+        let desk = self.desk.as_deref().unwrap_or(&self.core.loop_desk);
+        let running = Running {
+            lane: delivery.lane,
+            since: delivery.since,
+        };
+        // A handler may step another one, through a loop of its own.
+        let outer = desk.0.replace(py, Some(running));
         self.delivery.replace(py, Some(delivery));
         let result = body();
+        desk.0.replace(py, outer);
         let delivery = self.delivery.replace(py, None);
         (delivery.expect("it was put there"), result)
     }

@@ -18,6 +18,7 @@ use super::alarm::Armed;
 use super::cell::GilCell;
 use super::context::Base;
 use super::core::Core;
+use super::current::Running;
 use super::once::intern;
 use super::ops::{PyLane, report_unless_closed, resolve};
 use super::run::Job;
@@ -243,6 +244,16 @@ impl Home {
     /// Whether no more work is begun.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The runs of the handlers that wait.
+    pub fn waiting(&self, py: Python<'_>) -> Vec<Running> {
+        let suspended: Vec<_> = {
+            let suspended = lock(&self.suspended);
+            suspended.values().map(|slot| slot.clone_ref(py)).collect()
+        };
+        let runs = suspended.iter().filter_map(|slot| slot.get().running());
+        runs.collect()
     }
 
     /// The loop was closed, or belongs to another process, before the bus was stopped: handlers

@@ -17,7 +17,7 @@ use pyo3::types::{PyDict, PyList};
 use super::clock::monotonic_ns;
 use super::context::Base;
 use super::core::{Core, TURN};
-use super::current::{self, Active};
+use super::current::{self, Active, Desk, Running};
 use super::ops::PyLane;
 use super::run::{self, Progress};
 use crate::engine::bus::Next;
@@ -55,6 +55,8 @@ struct State {
     /// All threads, of former starts too: a handler that cannot be stopped keeps its place.
     threads: usize,
     hired: u64,
+    /// Of all threads, by number: what each is in the middle of.
+    desks: HashMap<u64, Arc<Desk>>,
 }
 
 impl State {
@@ -109,13 +111,24 @@ impl Pool {
             idle.unpark();
             return None;
         }
-        let stand_ins = self.waiting.load(Ordering::Relaxed).min(STAND_INS);
-        if state.threads >= self.workers + stand_ins {
+        if state.threads >= self.most_threads() {
             return None;
         }
         state.threads += 1;
         state.hired += 1;
         Some((crew, state.hired))
+    }
+
+    /// How many threads there may be now.
+    pub fn most_threads(&self) -> usize {
+        self.workers + self.waiting.load(Ordering::Relaxed).min(STAND_INS)
+    }
+
+    /// The runs of the handlers that the threads are in the middle of.
+    pub fn running(&self, py: Python<'_>) -> Vec<Running> {
+        let state = lock(&self.state);
+        let desks = state.desks.values();
+        desks.filter_map(|desk| desk.look(py)).collect()
     }
 
     fn hire(self: &Arc<Self>, crew: Arc<Crew>, id: u64) {
@@ -152,6 +165,7 @@ impl Pool {
     fn gone(self: &Arc<Self>, crew: &Crew, id: u64) {
         let hire = {
             let mut state = lock(&self.state);
+            state.desks.remove(&id);
             // Threads of an earlier crew do not count.
             if state.is_of(crew) {
                 state.threads -= 1;
@@ -213,6 +227,7 @@ impl Pool {
     /// In a child of the process that had the threads: they are not here.
     pub fn forked(&self) {
         self.waiting.store(0, Ordering::Relaxed);
+        lock(&self.state).desks.clear();
     }
 
     /// Begins no more work. The threads end after the handler that each is in; they are returned.
@@ -340,7 +355,9 @@ impl Worker {
 
 impl Worker {
     fn work(&self, py: Python<'_>) -> PyResult<()> {
-        let active = Active::new(self.crew.core.clone(), 0);
+        let desk = Arc::new(Desk::default());
+        lock(&self.pool.state).desks.insert(self.id, desk.clone());
+        let active = Active::on_thread(self.crew.core.clone(), desk);
         current::during(py, &active, || self.work_as(py, &active))
     }
 

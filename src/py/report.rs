@@ -1,5 +1,7 @@
 //! What a bus counts, as plain values for Python.
 
+use std::collections::HashMap;
+
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -7,34 +9,30 @@ use super::breaker;
 use super::core::Core;
 use super::once::intern;
 use super::ops::PyLane;
-use crate::engine::lane::{LaneReport, Stopped};
+use super::policy::seconds;
+use crate::engine::dead_letters::WhenFull;
+use crate::engine::lane::{LaneReport, Overflow, Stopped};
 use crate::engine::metrics::Percentiles;
 
 /// Counts and lanes of one moment.
-pub fn of<'py>(py: Python<'py>, core: &Core) -> PyResult<Bound<'py, PyDict>> {
+pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<'py, PyDict>> {
     let now = core.now(py)?;
     let (counts, lanes) = core.bus.report();
+    let (runs, on_threads) = core.at_work(py);
+    let taken = |since: u64| seconds(now.saturating_sub(since));
     let report = PyDict::new(py);
-    let started = if core.is_running() {
-        now.saturating_sub(core.started_at())
-    } else {
-        0
-    };
-    report.set_item("uptime", started as f64 / 1e9)?;
+    report.set_item("now", now)?;
+    report.set_item("uptime", seconds(core.uptime(now)))?;
+    report.set_item("ran", seconds(core.ran(now)))?;
     report.set_item("keys", core.bus.keys().len())?;
     report.set_item("evicted", core.bus.keys().evicted())?;
     report.set_item("kept", core.bus.kept())?;
-    let letters = core.bus.sink();
-    let statistics = letters.statistics();
-    for (name, count) in [
-        ("dead_letters", statistics.entries),
-        ("dead_letters_dropped", statistics.dropped),
-        ("dead_letters_expired", statistics.expired),
-        ("dead_letters_damaged", statistics.damaged),
-        ("dead_letters_grown", letters.growth(now)),
-    ] {
-        report.set_item(name, count)?;
-    }
+    report.set_item("kept_bound", core.settings.max_queue_size)?;
+    report.set_item("threads_bound", core.pool().most_threads())?;
+    let threads = runs[..on_threads].iter();
+    let threads: Vec<_> = threads.map(|run| (run.lane, taken(run.since))).collect();
+    report.set_item("threads", threads)?;
+    letters(&report, core, now)?;
     for (name, count) in [
         ("offered", counts.offered),
         ("accepted", counts.accepted),
@@ -45,12 +43,45 @@ pub fn of<'py>(py: Python<'py>, core: &Core) -> PyResult<Bound<'py, PyDict>> {
     ] {
         report.set_item(name, count)?;
     }
+    let mut longest = HashMap::new();
+    for run in &runs {
+        let since = longest.entry(run.lane).or_insert(run.since);
+        *since = run.since.min(*since);
+    }
     let list = PyList::empty(py);
     for (lane, routed, lane_report) in lanes {
-        list.append(lane_dict(py, &lane, routed, &lane_report, now)?)?;
+        let dict = lane_dict(py, &lane, routed, &lane_report, now)?;
+        let longest = longest.get(&lane.id).map_or(0.0, |since| taken(*since));
+        dict.set_item("longest_run", longest)?;
+        if latencies {
+            let latencies = lane.latencies();
+            dict.set_item("wait", latency(&latencies.wait))?;
+            dict.set_item("work", latency(&latencies.work))?;
+        }
+        list.append(dict)?;
     }
     report.set_item("lanes", list)?;
     Ok(report)
+}
+
+fn letters(report: &Bound<'_, PyDict>, core: &Core, now: u64) -> PyResult<()> {
+    let letters = core.bus.sink();
+    let statistics = letters.statistics();
+    let (dropped_here, damaged_here) = letters.lost_here();
+    for (name, count) in [
+        ("dead_letters", statistics.entries),
+        ("dead_letters_dropped", statistics.dropped),
+        ("dead_letters_expired", statistics.expired),
+        ("dead_letters_damaged", statistics.damaged),
+        ("dead_letters_dropped_here", dropped_here),
+        ("dead_letters_damaged_here", damaged_here),
+        ("dead_letters_grown", letters.growth(now)),
+        ("dead_letters_bound", letters.limits().max_entries),
+    ] {
+        report.set_item(name, count)?;
+    }
+    let parks = letters.limits().when_full == WhenFull::Refuse;
+    report.set_item("dead_letters_park", parks)
 }
 
 fn lane_dict<'py>(
@@ -71,9 +102,17 @@ fn lane_dict<'py>(
         (None, 0) => intern!(py, "waiting"),
         (None, _) => intern!(py, "running"),
     };
+    let since = |then: u64| seconds(now.saturating_sub(then));
     dict.set_item("id", lane.id)?;
     dict.set_item("name", &lane.handler.name)?;
     dict.set_item("passive", lane.options.passive)?;
+    dict.set_item("bound", lane.options.bound)?;
+    let drops = matches!(
+        lane.options.overflow,
+        Overflow::DropOldest | Overflow::DropNew
+    );
+    dict.set_item("drops", drops)?;
+    dict.set_item("timeout", lane.handler.timeout.map(seconds))?;
     dict.set_item("state", state)?;
     dict.set_item("depth", report.depth.to_vec())?;
     dict.set_item("running", report.running)?;
@@ -81,14 +120,14 @@ fn lane_dict<'py>(
     dict.set_item("delayed", report.delayed)?;
     dict.set_item("retries", report.retries)?;
     let breaker = lane.options.breaker.as_ref();
-    let breaker = breaker.map(|breaker| breaker::state_name(breaker.snapshot().state));
-    dict.set_item("breaker", breaker)?;
-    dict.set_item(
-        "oldest_age",
-        report
-            .oldest
-            .map_or(0.0, |oldest| now.saturating_sub(oldest) as f64 / 1e9),
-    )?;
+    let breaker = breaker.map(|breaker| breaker.snapshot());
+    let state = breaker
+        .as_ref()
+        .map(|breaker| breaker::state_name(breaker.state));
+    dict.set_item("breaker", state)?;
+    let changed = breaker.map(|breaker| since(breaker.changed_at));
+    dict.set_item("breaker_for", changed)?;
+    dict.set_item("oldest_age", report.oldest.map_or(0.0, since))?;
     dict.set_item("routed", routed)?;
     dict.set_item("done", report.tally.done)?;
     dict.set_item("dead", report.tally.dead)?;
@@ -96,13 +135,10 @@ fn lane_dict<'py>(
     dict.set_item("expired", report.tally.expired)?;
     dict.set_item("filtered", report.tally.filtered)?;
     dict.set_item("pending", queued + report.running)?;
-    dict.set_item("wait", latency(&report.wait))?;
-    dict.set_item("work", latency(&report.work))?;
     Ok(dict)
 }
 
 fn latency(percentiles: &Percentiles) -> (u64, f64, f64, f64, f64) {
-    let seconds = |nanos: u64| nanos as f64 / 1e9;
     (
         percentiles.count,
         seconds(percentiles.p50),

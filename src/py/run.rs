@@ -99,6 +99,7 @@ pub fn begin(
         entry,
         event,
         lane: lane.id,
+        since: now,
     };
     let (Delivery { entry, event, .. }, called) = active.step(py, delivery, || {
         let call = || call(py, lane, &argument, steps);
@@ -226,11 +227,12 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
         timed_out,
         recalled,
     } = job;
-    let active = Active::new(core.clone(), slot);
+    let active = Active::on_loop(core.clone(), slot);
     let delivery = Delivery {
         entry,
         event,
         lane: lane.id,
+        since: started,
     };
     let (Delivery { entry, event, .. }, stepped) = current::during(py, &active, || {
         active.step(py, delivery, || {

@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyString};
 
 use super::clock::monotonic_ns;
 use super::core::TURN;
-use super::current::{self, Active};
+use super::current::{self, Active, Running};
 use super::event_loop::{Home, Work};
 use super::native::{self, Coroutine, Sent};
 use super::ops::{PyLane, PyOps, block_on};
@@ -98,6 +98,17 @@ impl Slot {
             .map(drop)
     }
 
+    /// The run of the handler that waits here.
+    pub fn running(&self) -> Option<Running> {
+        match &*lock(&self.state) {
+            State::Suspended(job) => Some(Running {
+                lane: job.lane.id,
+                since: job.started,
+            }),
+            _ => None,
+        }
+    }
+
     /// When the handler that waits here has had its time.
     pub fn deadline(&self) -> Option<u64> {
         match &*lock(&self.state) {
@@ -139,7 +150,7 @@ impl Slot {
     /// Serves ready lanes until there are none, the turn is over, or a handler suspends.
     fn serve<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
         let this = slf.get();
-        let active = Active::new(this.home.core.clone(), this.id);
+        let active = Active::on_loop(this.home.core.clone(), this.id);
         current::during(slf.py(), &active, || Self::serve_with(slf, &active))
     }
 

@@ -34,7 +34,7 @@ use super::sync::{
 
 pub use self::entry::{Doom, Entry, Finished, Letter, Rare};
 pub use self::options::{Holds, LaneOptions, Letters, Order, Overflow};
-pub use self::report::{LaneReport, Stopped};
+pub use self::report::{LaneLatencies, LaneReport, Stopped};
 pub use self::retry::{Failed, Verdict};
 
 /// The number of a lane on its bus. Numbers are not used again.

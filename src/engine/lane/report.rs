@@ -27,6 +27,11 @@ pub struct LaneReport {
     pub stopped: Option<Stopped>,
     /// Since when the oldest delivery waits that could have been started.
     pub oldest: Option<Nanos>,
+}
+
+/// How long deliveries of a lane took.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneLatencies {
     /// From acceptance to the first start.
     pub wait: Percentiles,
     /// From start to end.
@@ -78,6 +83,13 @@ impl<O: Ops> Lane<O> {
             retries: consumer.retries,
             stopped: stopped.map(|(_, stopped)| stopped),
             oldest,
+        }
+    }
+
+    /// Apart from the report, because that takes a while: not at the gate.
+    pub fn latencies(&self) -> LaneLatencies {
+        let mut consumer = lock(&self.consumer);
+        LaneLatencies {
             wait: consumer.wait.percentiles(),
             work: consumer.work.percentiles(),
         }

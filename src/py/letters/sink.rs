@@ -41,11 +41,19 @@ pub struct LetterSink {
     /// New letters of the last while.
     growth: Mutex<Recent>,
     /// The queue's, when it was last asked: nobody waits for a file to count.
-    statistics: Mutex<Statistics>,
+    seen: Mutex<Seen>,
     /// The same of the file, while a test keeps it out of use.
-    set_aside: Mutex<Statistics>,
+    set_aside: Mutex<Seen>,
     /// When to look again for letters that are too old.
     next_expiry: Mutex<WallSeconds>,
+}
+
+/// What a queue was seen to have.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    last: Statistics,
+    /// A file's, when it was first asked: what it had then is not this bus's.
+    first: Option<Statistics>,
 }
 
 /// What is to be written of a delivery.
@@ -78,7 +86,7 @@ impl LetterSink {
             originals: Originals::default(),
             under_way: UnderWay::default(),
             growth: Mutex::new(Recent::new(window)),
-            statistics: Mutex::default(),
+            seen: Mutex::default(),
             set_aside: Mutex::default(),
             next_expiry: Mutex::default(),
         }
@@ -99,7 +107,7 @@ impl LetterSink {
     pub fn stand_in(&self) -> bool {
         let begins = self.store.stand_in();
         if begins {
-            *lock(&self.set_aside) = std::mem::take(&mut *lock(&self.statistics));
+            *lock(&self.set_aside) = std::mem::take(&mut *lock(&self.seen));
         }
         begins
     }
@@ -107,7 +115,7 @@ impl LetterSink {
     /// Uses the file again; what was in memory is gone.
     pub fn stand_back(&self, py: Python<'_>) {
         self.store.stand_back();
-        *lock(&self.statistics) = *lock(&self.set_aside);
+        *lock(&self.seen) = *lock(&self.set_aside);
         self.room_made(py);
     }
 
@@ -118,7 +126,19 @@ impl LetterSink {
 
     /// What the queue has and had, when it was last asked.
     pub fn statistics(&self) -> Statistics {
-        *lock(&self.statistics)
+        lock(&self.seen).last
+    }
+
+    /// How many letters the queue has dropped, and moved aside as damaged, since this bus has it.
+    pub fn lost_here(&self) -> (u64, u64) {
+        let Seen { last, first } = *lock(&self.seen);
+        let first = first.unwrap_or_default();
+        // Somebody may have put another file in its place.
+        let new = |last: u64, first: u64| last.saturating_sub(first);
+        (
+            new(last.dropped, first.dropped),
+            new(last.damaged, first.damaged),
+        )
     }
 
     /// New letters within the window.
@@ -157,7 +177,11 @@ impl LetterSink {
 
     fn look(&self, queue: &dyn DeadLetters) -> Result<(), DeadLetterError> {
         let statistics = queue.statistics()?;
-        *lock(&self.statistics) = statistics;
+        let mut seen = lock(&self.seen);
+        seen.last = statistics;
+        if !self.store.in_memory() {
+            seen.first.get_or_insert(statistics);
+        }
         Ok(())
     }
 
