@@ -6,10 +6,12 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 import typing
+from pathlib import Path
 
 import pytest
 from ironbus import (
@@ -110,6 +112,14 @@ def test_thresholds_are_named_after_their_reasons_and_shown():
     names = [field.name for field in dataclasses.fields(HealthThresholds)]
     assert set(names) - {"window"} <= set(typing.get_args(ReasonCode))
     assert EventBus(health=HealthThresholds(oldest_event=5)).describe()["health"]["oldest_event"] == 5
+
+
+def test_the_readme_explains_every_reason():
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:degraded|failing)[^|]*) \|", readme, re.MULTILINE))
+    assert set(rows) == set(typing.get_args(ReasonCode))
+    for name, default in ((field.name, field.default) for field in dataclasses.fields(HealthThresholds)):
+        assert name == "window" or f"`{name}`: {default:g}" in readme
 
 
 def test_what_is_reported_is_plain_frozen_and_comparable():

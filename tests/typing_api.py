@@ -11,21 +11,27 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import ironbus
 from ironbus import (
     BatchReceipt,
     CircuitOpenError,
+    DeadLetter,
+    DeadLetters,
     Delivery,
     Event,
     EventBus,
     EventPriority,
+    Health,
+    HealthReason,
+    HealthThresholds,
     Idempotency,
     InvalidEvent,
     IronbusError,
     QueueFull,
     Receipt,
+    RedriveReport,
     Reject,
     RetryLater,
     Settlement,
@@ -50,7 +56,7 @@ from ironbus.recovery import (
     RetryManager,
     RetryPolicy,
 )
-from ironbus.report import StopReport
+from ironbus.report import DeadLetterMetrics, Latency, StopReport
 from ironbus.testing import Call, Harness, Published, SyncHarness, harness, override_event_bus
 
 bus = EventBus()
@@ -179,6 +185,16 @@ bus.subscribe(
     context="publisher",
 )
 bus.subscribe("order.*", handle, concurrency=4, ordered=False)
+bus.subscribe(
+    "order.*",
+    handle,
+    retry=RetryPolicy(max_attempts=5, retry_on=ConnectionError),
+    retry_holds="key",
+    breaker=CircuitBreakerConfig(failure_threshold=3),
+    timeout=5,
+    dead_letter="expired",
+)
+bus.subscribe("order.*", handle, breaker=CircuitBreaker("db"), dead_letter=False)
 bus.unsubscribe("order.*", handle)
 
 bus.subscribe("a", no_argument)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -190,10 +206,14 @@ bus.subscribe(7, handle)  # type: ignore[arg-type]  # pyright: ignore[reportArgu
 bus.subscribe("a", handle, colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 bus.subscribe("a", handle, timeout="1 s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 bus.subscribe("a", handle, overflow="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+bus.subscribe("a", handle, retry=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+bus.subscribe("a", handle, retry_holds="lane")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+bus.subscribe("a", handle, breaker="db")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+bus.subscribe("a", handle, dead_letter="never")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 bus.subscribe("a", handle, where=no_argument)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-@bus.on("order.paid", "order.shipped", name="ship", timeout=2)
+@bus.on("order.paid", "order.shipped", name="ship", timeout=2, retry=RetryPolicy(), breaker=CircuitBreakerConfig())
 async def ship(event: Event[Any]) -> int:
     """Stays what it is."""
     return 1
@@ -232,6 +252,8 @@ async def publish() -> None:
         await bus.publish(event)
         await bus.publish(paid, priority=EventPriority.HIGH)
         await bus.publish("a", priority=0, key="k", headers={"h": "v"})
+        await bus.publish("a", delay=0.5, expires_in=60)
+        await bus.publish_many([("a", 1, {"delay": 1.0})], delay=0.5, expires_in=60)
         task = asyncio.create_task(bus.publish("a"))
         assert_type(await task, Receipt)
         await asyncio.gather(bus.publish("a"), bus.publish("b"))
@@ -247,6 +269,7 @@ async def publish() -> None:
         await bus.publish()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         await bus.publish(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         await bus.publish("a", {}, "high")  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+        await bus.publish("a", delay="1 s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         await bus.publish("a", colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         await bus.publish("a", key=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         await bus.publish("a", headers={"h": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
@@ -279,8 +302,80 @@ async def lifecycle() -> None:
     assert_type(bus.get_subscribers(), dict[str, int])
     assert_type(bus.get_log_file(), str | None)
     assert_type(bus.audit().balanced, bool)
-    assert_type(bus.metrics().publish_rate, float)
     bus.describe()["limits"]
+
+
+async def dead_letters() -> None:
+    """Deliveries that failed for good."""
+    async for letter in bus.dead_letters:
+        assert_type(letter, DeadLetter)
+        assert_type(letter.event, Event[Any])
+        assert_type(letter.attempts, int)
+        assert_type(letter.to_dict(), dict[str, Any])
+    for letter in bus.dead_letters:
+        assert_type(letter, DeadLetter)
+    some = bus.dead_letters.filter(type="order.*", subscription="bill", since=0.0)
+    async for letter in some:
+        assert_type(letter.fingerprint, str)
+    assert_type(await some.get("id"), DeadLetter | None)
+    assert_type(await some.count(), int)
+    report = await some.redrive("id", limit=5, into="other", timeout=1)
+    assert_type(report, RedriveReport)
+    assert_type(report.skipped, Mapping[str, int])
+    assert_type(report.stopped, tuple[str, ...])
+    assert_type(await some.purge(), int)
+    assert_type(await some.export("letters.jsonl"), int)
+    some.purge()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    await some.redrive(limit="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bus.dead_letters.filter(colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def dead_letters_sync() -> None:
+    """The same for threads without a loop."""
+    for letter in bus.sync.dead_letters:
+        assert_type(letter, DeadLetter)
+    assert_type(len(bus.sync.dead_letters), int)
+    some = bus.sync.dead_letters.filter(subscription="bill")
+    assert_type(some.get("id"), DeadLetter | None)
+    assert_type(some.count(), int)
+    assert_type(some.redrive(limit=1), RedriveReport)
+    assert_type(some.purge("id"), int)
+    assert_type(some.export("letters.jsonl"), int)
+
+
+def reports() -> None:
+    """How the bus is."""
+    health = bus.health()
+    assert_type(health, Health)
+    assert_type(health.status, Literal["ok", "degraded", "failing"])
+    assert_type(health.reasons, tuple[HealthReason, ...])
+    for reason in health.reasons:
+        assert_type(reason.severity, Literal["degraded", "failing"])
+        assert_type(reason.value, float)
+        assert_type(reason.threshold, float)
+        assert_type(reason.subscription, str | None)
+        assert_type(reason.level, str | None)
+        assert_type(reason.breaker, str | None)
+        if reason.code == "breaker_open":
+            print(reason.breaker)
+        if reason.code == "breaker_opened":  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
+            pass
+    health.status = "ok"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+    metrics = bus.metrics()
+    assert_type(metrics.publish_rate, float)
+    assert_type(metrics.processing_rate, float)
+    assert_type(metrics.rates_over, float)
+    assert_type(metrics.retries, int)
+    assert_type(metrics.dead_letters, DeadLetterMetrics)
+    assert_type(metrics.dead_letters.growth, int)
+    statistics = metrics.subscriptions["bill"]
+    assert_type(statistics.breaker, str | None)
+    assert_type(statistics.rate, float)
+    assert_type(statistics.work, Latency)
+    assert_type(statistics.work.p99, float)
+    assert_type(statistics.longest_run, float)
+    assert_type(statistics.stuck, bool)
 
 
 def sync() -> None:
@@ -301,6 +396,12 @@ def options() -> None:
     EventBus("logs")
     EventBus(log_dir=None, max_queue_size=10, overflow="reject", context="publisher", workers=2, clock=lambda: 0.0)
     EventBus(idempotency="content")
+    EventBus(dead_letters=DeadLetters("orders.dead", max_entries=10, when_full="drop_oldest"), random=7)
+    EventBus(health=HealthThresholds(window=30, lane_filling=0.5, oldest_event=None, handler_stuck=5))
+    EventBus(health={"window": 30})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    HealthThresholds(lane_filling="80%")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    HealthThresholds(60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    DeadLetters(when_full="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(idempotency=Idempotency("content", ttl=60, max_keys=10))
     EventBus(colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     EventBus(overflow="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

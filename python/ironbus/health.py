@@ -28,7 +28,7 @@ ReasonCode = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthThresholds:
     """From where on :meth:`ironbus.EventBus.health` gives a reason: when its value has reached the threshold.
 
