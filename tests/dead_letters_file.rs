@@ -419,3 +419,39 @@ fn a_reader_sees_what_the_queue_has_and_moves_nothing_aside() {
     assert_eq!(queue.verify(), Ok(1));
     assert_eq!(reader.count(&all), Ok(2));
 }
+
+/// What is written to a file that has no name any more cannot be read by anybody.
+#[cfg(unix)]
+#[test]
+fn a_file_that_is_moved_or_deleted_takes_no_more_entries() {
+    type Fault = fn(&Path) -> std::io::Result<()>;
+    let faults: [(&str, Fault); 4] = [
+        ("deleted", |path| std::fs::remove_file(path)),
+        ("log deleted", |path| {
+            let mut log = path.as_os_str().to_owned();
+            log.push("-wal");
+            std::fs::remove_file(log)
+        }),
+        ("moved", |path| {
+            std::fs::rename(path, path.with_extension("old"))
+        }),
+        ("replaced", |path| {
+            let copy = path.with_extension("copy");
+            std::fs::copy(path, &copy)?;
+            std::fs::rename(copy, path)
+        }),
+    ];
+    for (name, fault) in faults {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let path = folder.path().join("x.dead");
+        let queue = open(&path);
+        queue.add(letter("a"), 0.0).expect("it is there");
+        fault(&path).expect("the fault");
+        let moved = DeadLetterError::Store(StoreError {
+            path: path.clone(),
+            problem: Problem::Moved,
+        });
+        assert_eq!(queue.add(letter("b"), 0.0), Err(moved.clone()), "{name}");
+        assert_eq!(queue.count(&Filter::default()), Err(moved), "{name}");
+    }
+}

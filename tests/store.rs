@@ -296,3 +296,19 @@ fn a_lock_of_somebody_else_and_a_full_database_are_told_apart() {
     let error = second.execute(insert, []).expect_err("full");
     assert_eq!(Problem::from(error), Problem::Full);
 }
+
+/// Its commits would be read into the new file, page by page.
+#[test]
+fn a_log_that_lost_its_file_is_not_taken_for_that_of_a_new_one() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("x.db");
+    let log = folder.path().join("x.db-wal");
+    std::fs::write(&log, [1]).expect("a log");
+    let opened = open(&path, &FIRST, &Options::default());
+    let problem = opened.map(drop).map_err(|error| error.problem);
+    assert_eq!(problem, Err(Problem::Orphan));
+    assert!(!path.exists());
+    // An empty one has nothing in it.
+    std::fs::write(&log, []).expect("a log");
+    open(&path, &FIRST, &Options::default()).expect("opens");
+}

@@ -1131,3 +1131,42 @@ def test_a_letter_whose_end_cannot_be_written_stays(tmp_path, caplog):
             by_another_program(path, "DROP TRIGGER refuse")
 
     run(main())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be deleted there")
+def test_a_file_that_is_deleted_under_the_bus_is_noticed(tmp_path, caplog):
+    """No letter is acknowledged that nobody could read: the subscription is parked until that is put right."""
+
+    async def main():
+        clock, path = Clock(), tmp_path / "x.dead"
+        bus = EventBus(dead_letters=DeadLetters(path=path), clock=clock)
+        bus.subscribe("t", Handler().handle, name="s")
+        async with bus:
+            await publish(bus, 1, "t")
+            await bus.drain()
+            path.unlink()
+            receipt = await bus.publish(Event("t", 1))
+            await still(bus)
+            assert bus.metrics().subscriptions["s"].state == "parked"
+            assert "x.dead: was moved, replaced or deleted" in caplog.text
+            assert not path.exists()
+            await advance(bus, clock, 6)
+            # A new file would take what is in the log of the old one for its own.
+            with pytest.raises(StorageError, match="is not there, but its -wal is"):
+                await bus.dead_letters.count()
+            tmp_path.joinpath("x.dead-wal").unlink()
+            await advance(bus, clock, 6)
+            assert (await receipt.settled()).outcomes["s"] == "dead"
+            assert [letter.event.data async for letter in bus.dead_letters] == [1]
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        queue = DeadLetterQueue(tmp_path)
+        await queue.add_failed_event("t", 1, "error")
+        file, moved = tmp_path / "dead_letters.db", tmp_path / "elsewhere"
+        file.rename(moved)
+        with pytest.raises(StorageError, match="was moved, replaced or deleted"):
+            await queue.add_failed_event("t", 2, "error")
+        moved.rename(file)
+        await queue.add_failed_event("t", 2, "error")
+        assert [event.event_data for event in await queue.get_failed_events()] == [1, 2]
+
+    run(main())

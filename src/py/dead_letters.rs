@@ -13,7 +13,7 @@ use crate::engine::dead_letters::{
     Added, DeadEvent, DeadLetter, DeadLetterError, DeadLetters, Failure, Filter, Fingerprint,
     Lease, Limits, MemoryDeadLetters, SqliteDeadLetters, Stored, WhenFull,
 };
-use crate::engine::store::{Durability, Options};
+use crate::engine::store::{Durability, Options, Problem, StoreError};
 use crate::engine::sync::lock;
 
 /// How long a call waits for another process that writes to the file.
@@ -104,14 +104,31 @@ impl Store {
         }
     }
 
-    /// Works on the queue, without the interpreter.
+    /// The same, for who holds the interpreter.
     pub fn with<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&dyn DeadLetters) -> Result<T, DeadLetterError> + Send,
     ) -> PyResult<T> {
-        py.detach(|| work(&*self.queue()?))
+        py.detach(|| self.work(work))
             .map_err(|error| exception(py, &error))
+    }
+
+    /// Works on the queue, without the interpreter. One whose file is not there any more is opened anew by
+    /// the next call.
+    pub fn work<T>(
+        &self,
+        work: impl FnOnce(&dyn DeadLetters) -> Result<T, DeadLetterError>,
+    ) -> Result<T, DeadLetterError> {
+        let result = work(&*self.queue()?);
+        if let Err(DeadLetterError::Store(StoreError {
+            problem: Problem::Moved,
+            ..
+        })) = result
+        {
+            self.close();
+        }
+        result
     }
 }
 

@@ -10,7 +10,7 @@ use super::filter::Filter;
 use super::limits::Limits;
 use super::table::{self, Looked, Outcome};
 use super::{Added, DeadLetterError, DeadLetters, Lease, Statistics};
-use crate::engine::store::{self, Options, Problem, Schema, StoreError, WallSeconds};
+use crate::engine::store::{self, Anchor, Options, Problem, Schema, StoreError, WallSeconds};
 use crate::engine::sync::{Mutex, lock};
 
 pub(super) const SCHEMA: Schema = Schema {
@@ -24,6 +24,7 @@ pub(super) const SCHEMA: Schema = Schema {
 pub struct SqliteDeadLetters {
     path: PathBuf,
     limits: Limits,
+    anchor: Anchor,
     connection: Mutex<Connection>,
 }
 
@@ -33,6 +34,7 @@ impl SqliteDeadLetters {
         let connection = store::open(path, &SCHEMA, options)?;
         table::prepare(&connection).map_err(|problem| problem.at(path))?;
         Ok(Self {
+            anchor: Anchor::of(path).map_err(|problem| problem.at(path))?,
             path: path.to_owned(),
             limits,
             connection: Mutex::new(connection),
@@ -85,6 +87,7 @@ impl SqliteDeadLetters {
             // Dropped without a commit, it rolls back.
             let transaction = connection.transaction_with_behavior(behavior)?;
             let result = work(&transaction)?;
+            self.anchor.look()?;
             transaction.commit()?;
             Ok(result)
         };

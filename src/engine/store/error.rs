@@ -80,8 +80,17 @@ pub enum Problem {
     #[error("is damaged; restore a backup, or recover it with the sqlite3 shell (.recover)")]
     Corrupt,
     /// It was moved, replaced or deleted while it was open.
-    #[error("was moved, replaced or deleted while it was open; open it again")]
+    #[error(
+        "was moved, replaced or deleted, or its -wal was, while it was open; \
+         restore both, or remove both to begin anew"
+    )]
     Moved,
+    /// A log of commits without its file: a new one must not take them for its own.
+    #[error(
+        "is not there, but its -wal is, with what was written last; \
+         restore the file, or remove that as well to begin anew"
+    )]
+    Orphan,
     /// A row beyond SQLite's limits.
     #[error("the entry is larger than the database can hold")]
     TooBig,

@@ -2,12 +2,14 @@
 //! refused, how its errors read, and the checksum of a row. It knows no table: those
 //! belong to the modules that keep them.
 
+mod anchor;
 mod checksum;
 mod error;
 mod make;
 mod open;
 mod schema;
 
+pub(crate) use anchor::Anchor;
 pub use checksum::Checksum;
 pub use error::{Problem, StoreError};
 pub(crate) use make::{beside, make_file};

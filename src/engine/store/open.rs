@@ -199,6 +199,10 @@ fn use_wal(connection: &Connection) -> Result<(), Problem> {
 
 /// Makes the file, complete.
 fn make(path: &Path, schema: &Schema) -> Result<(), Problem> {
+    let log = fs::metadata(beside(path, "-wal"));
+    if log.is_ok_and(|log| log.len() > 0) && fs::metadata(path).is_err() {
+        return Err(Problem::Orphan);
+    }
     // Where somebody else made it in the meantime, theirs it is.
     make_file(path, |draft| fill(draft, schema)).map(drop)
 }

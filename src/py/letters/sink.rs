@@ -254,10 +254,11 @@ impl LetterSink {
             self.originals.put(id.clone(), original);
         }
         let added = py.detach(|| {
-            let queue = self.store.queue()?;
-            self.expire(&*queue, ended)?;
-            queue.add(letter, ended)?;
-            self.look(&*queue)
+            self.store.work(|queue| {
+                self.expire(queue, ended)?;
+                queue.add(letter, ended)?;
+                self.look(queue)
+            })
         });
         if let Err(error) = added {
             self.originals.remove(&id);
@@ -275,14 +276,15 @@ impl LetterSink {
     pub fn prune(&self, py: Python<'_>) {
         let ids = self.originals.ids();
         let gone = py.detach(|| {
-            let queue = self.store.queue()?;
-            let mut gone = Vec::new();
-            for id in ids {
-                if let Ok(None) = queue.get(&id) {
-                    gone.push(id);
+            self.store.work(|queue| {
+                let mut gone = Vec::new();
+                for id in ids {
+                    if let Ok(None) = queue.get(&id) {
+                        gone.push(id);
+                    }
                 }
-            }
-            Ok::<_, DeadLetterError>(gone)
+                Ok(gone)
+            })
         });
         for id in gone.iter().flatten() {
             self.originals.remove(id);
@@ -301,15 +303,16 @@ impl LetterSink {
         let succeeded = matches!(fate, Fate::Succeeded);
         self.under_way.remove(id);
         let told = py.detach(|| {
-            let queue = self.store.queue()?;
-            match fate {
-                Fate::Succeeded => queue.succeeded(id, *holder),
-                Fate::Failed(failure, fingerprint, attempts) => {
-                    queue.failed(id, *holder, failure, fingerprint, attempts, ended)
-                }
-                Fate::Released => queue.release(id, *holder),
-            }?;
-            self.look(&*queue)
+            self.store.work(|queue| {
+                match fate {
+                    Fate::Succeeded => queue.succeeded(id, *holder),
+                    Fate::Failed(failure, fingerprint, attempts) => {
+                        queue.failed(id, *holder, failure, fingerprint, attempts, ended)
+                    }
+                    Fate::Released => queue.release(id, *holder),
+                }?;
+                self.look(queue)
+            })
         });
         match told {
             Ok(()) if succeeded => {
