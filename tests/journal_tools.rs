@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use durable::{Bus, NOW, event, lock};
 use ironbus::engine::dead_letters::{DeadLetter, DeadLetters, Filter, Limits};
 use ironbus::engine::journal::{
-    Answer, Damage, Event, Faults, JournalError, StragglerState, Value, Verification, backup,
-    query, read_dead_letters, verify,
+    Answer, Damage, Event, Faults, JournalError, Ownership, StragglerState, Value, Verification,
+    backup, query, read_dead_letters, status, verify,
 };
 use ironbus::engine::priority::Priority::{High, Normal};
 use ironbus::engine::store::{self, Durability, Problem};
@@ -84,6 +84,35 @@ fn its_dead_letters_are_read_beside_its_bus() {
     std::fs::write(path.with_extension("txt"), [b'x'; 600]).expect("written");
     let error = store::kind(&path.with_extension("txt")).expect_err("no database");
     assert_eq!(error.problem, Problem::NotADatabase);
+}
+
+#[test]
+fn a_journal_says_how_it_stands() {
+    let (_folder, path) = folder();
+    let bus = furnished(&path);
+    bus.subscribe("ship", "other.*");
+    let pid = Some(std::process::id());
+    let found = status(&path).expect("readable");
+    assert_eq!(found.owner, Ownership::Owned { pid });
+    assert_eq!((found.events, found.dead_letters, found.noted), (20, 1, 0));
+    assert_eq!((found.first, found.last), (Some((1, NOW)), Some((20, NOW))));
+    assert!(found.bytes > 0 && !found.head.closed);
+    let [bill, ship] = &found.subscriptions[..] else {
+        panic!("two subscriptions");
+    };
+    // 1 and 3 are settled, 2 is left behind, and 4, as each fourth, is HIGH.
+    assert_eq!(bill.levels[Normal.index()].position, Some(4));
+    assert_eq!(bill.levels[Normal.index()].waiting, 12);
+    assert_eq!(bill.levels[High.index()].waiting, 5);
+    assert_eq!(bill.stragglers, [(StragglerState::Retry, 1)]);
+    assert_eq!(bill.next_due, Some(NOW));
+    assert!(ship.levels.iter().all(|level| level.waiting == 0));
+    // What the view for people says.
+    let view = query(&path, "SELECT waiting FROM backlog ORDER BY 1", &[], 9).expect("an answer");
+    assert_eq!(view.rows, [[Value::Integer(0)], [Value::Integer(17)]]);
+    bus.journal.close().expect("in order");
+    let found = status(&path).expect("readable");
+    assert_eq!((found.owner, found.head.closed), (Ownership::Free, true));
 }
 
 #[test]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import logging
 import traceback
+from collections.abc import Mapping
 
 logger = logging.getLogger("ironbus")
 
@@ -82,3 +83,12 @@ def listener_failed(name: str, error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         # It came while the listener ran, and is meant for the program.
         _thread.interrupt_main()
+
+
+def journal_damaged(path: str, fault: Mapping[str, object]) -> None:
+    """Events of a journal could not be read, and were left out."""
+    if fault["what"] == "damaged":
+        where = f"event {fault['sequence']} is damaged"
+    else:
+        where = f"events of priority {fault['priority']} after {fault['after']} up to {fault['through']} are missing"
+    logger.error("journal %s: %s; restore a backup to see what was there", path, where)

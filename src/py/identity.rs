@@ -65,6 +65,14 @@ impl Identity {
     }
 }
 
+/// The id of an event that a journal keeps without one.
+pub fn in_journal(journal: &[u8; 16], sequence: u64) -> String {
+    let mut nonce = [0; 8];
+    nonce.copy_from_slice(&journal[..8]);
+    let text = format_uuid(u64::from_le_bytes(nonce), sequence);
+    text.into_iter().map(char::from).collect()
+}
+
 /// RFC 9562, version 8: 48 free bits, the version, 12 free bits, the variant, 62
 /// free bits. The nonce comes first, whole, then 58 bits of the number, so the
 /// ids of one process sort in the order in which they were made.

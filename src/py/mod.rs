@@ -20,6 +20,7 @@ mod event_loop;
 mod event_sequence;
 mod failure;
 mod identity;
+mod journal_file;
 mod keys;
 mod lane;
 mod letters;
@@ -80,6 +81,11 @@ mod _core {
     use super::breaker::Breaker;
     #[pymodule_export]
     use super::dead_letters::DeadLetterStore;
+    #[pymodule_export]
+    use super::journal_file::{
+        EventFilter, JournalFile, JournalScribe, backup_journal, journal_status, query_journal,
+        verify_journal,
+    };
     #[pymodule_export]
     use super::letters::{LetterBox, LetterFile, LetterFilter, Redrive};
     #[pymodule_export]

@@ -21,6 +21,7 @@ from ironbus import _core
 from ironbus.cli import feed as feeding
 from ironbus.cli.console import AsJson, consoles, fail, load_handler, print_json, run
 from ironbus.cli.dlq import dlq
+from ironbus.cli.journal import journal
 from ironbus.cli.lines import Fields
 from ironbus.cli.render import as_json as plain
 from ironbus.cli.render import failures_on, latency_table, ledger_table, seconds
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(journal)
 app.add_typer(dlq, name="dlq")
 
 

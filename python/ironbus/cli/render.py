@@ -34,6 +34,14 @@ def seconds(value: float) -> str:
     return f"{value / 1e-6:,.1f} µs"
 
 
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, bytes_of_it in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_of_it:
+            return f"{count / bytes_of_it:,.1f} {unit}"
+    return f"{count:,.0f} bytes"
+
+
 def harmless(text: str, lines: bool = False) -> str:
     """A text of somebody else's for a terminal: control characters become escapes; line ends stay where wanted."""
 
@@ -105,4 +113,4 @@ def failures_on(console: Console, limit: int = SHOWN_FAILURES) -> Iterator[None]
         console.print(f"… and {handler.count - limit:,} more failures", markup=False)
 
 
-__all__ = ["as_json", "cell", "failures_on", "harmless", "latency_table", "ledger_table", "seconds"]
+__all__ = ["as_json", "cell", "failures_on", "harmless", "latency_table", "ledger_table", "seconds", "size"]

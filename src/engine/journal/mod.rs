@@ -55,9 +55,10 @@ pub use self::faults::Hook;
 pub use self::file::FileOptions;
 pub use self::letters::{JournalDeadLetters, read_dead_letters};
 pub use self::memory::{MemoryReader, MemoryStorage};
-pub use self::owner::Owner;
+pub use self::owner::{Owner, Ownership, owner_of};
 pub use self::queue::{Bounds, Delivery, Ticket, UnitDone};
 pub use self::sqlite::{Answer, Verification, backup, query, verify};
+pub use self::sqlite::{Level, Standing, Status, status};
 pub use self::sqlite::{SqliteOptions, SqliteReader, SqliteStorage};
 pub use self::storage::{
     Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,

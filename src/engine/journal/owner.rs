@@ -15,6 +15,44 @@ pub struct Owner {
     path: PathBuf,
 }
 
+/// Whether a bus has a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// No.
+    Free,
+    /// Yes; the number of its process, as far as it is known.
+    Owned {
+        /// The number.
+        pid: Option<u32>,
+    },
+}
+
+/// Looks whether a journal has an owner, and disturbs neither it nor who is about to become one.
+pub fn owner_of(journal: &Path) -> Result<Ownership, Problem> {
+    let mut file = match File::open(beside(journal, ".lock")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Ownership::Free),
+        opened => opened?,
+    };
+    Ok(match is_owned(&file) {
+        true => Ownership::Owned {
+            pid: pid_in(&mut file),
+        },
+        false => Ownership::Free,
+    })
+}
+
+/// An owner's lock lets nobody else have one; those who look share theirs.
+fn is_owned(file: &File) -> bool {
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+/// Where the lock keeps others from reading, it stays unknown.
+fn pid_in(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
 /// Only its owner may read it.
 pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
@@ -33,14 +71,16 @@ impl Owner {
             let mut file = private(&mut options).open(&path).map_err(lost)?;
             match file.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let mut text = String::new();
-                    // Where the lock keeps others from reading, the pid stays unknown.
-                    let read = file.read_to_string(&mut text);
+                Err(TryLockError::WouldBlock) if is_owned(&file) => {
                     return Err(JournalError::InUse {
                         path: journal.to_owned(),
-                        pid: read.ok().and_then(|_| text.trim().parse().ok()),
+                        pid: pid_in(&mut file),
                     });
+                }
+                // Somebody looks whether there is an owner, for a moment.
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::yield_now();
+                    continue;
                 }
                 Err(TryLockError::Error(error)) => return Err(lost(error)),
             }
@@ -90,6 +130,8 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -101,7 +143,9 @@ mod tests {
         let second = Owner::claim(&journal).expect_err("somebody has it");
         let path = journal.clone();
         assert_eq!(second, JournalError::InUse { path, pid });
+        assert_eq!(owner_of(&journal), Ok(Ownership::Owned { pid }));
         drop(first);
+        assert_eq!(owner_of(&journal), Ok(Ownership::Free));
         let again = Owner::claim(&journal).expect("nobody has it any more");
         drop(again);
         assert_eq!(
@@ -111,10 +155,32 @@ mod tests {
     }
 
     #[test]
+    fn whoever_looks_keeps_nobody_from_owning() {
+        let folder = tempfile::tempdir().expect("a folder for the test");
+        let journal = folder.path().join("x.bus");
+        let (looks, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    owner_of(&journal).expect("it can be looked at");
+                    looks.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let (mut claims, mut refused) = (0, 0);
+            while claims < 200 || looks.load(Ordering::SeqCst) < 200 {
+                refused += usize::from(Owner::claim(&journal).is_err());
+                claims += 1;
+            }
+            done.store(true, Ordering::SeqCst);
+            assert_eq!(refused, 0);
+        });
+    }
+
+    #[test]
     fn of_many_that_come_and_go_one_at_a_time_owns() {
         let folder = tempfile::tempdir().expect("a folder for the test");
         let journal = folder.path().join("x.bus");
-        let owners = std::sync::atomic::AtomicUsize::new(0);
+        let owners = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -123,8 +189,8 @@ mod tests {
                         let Ok(_owner) = Owner::claim(&journal) else {
                             continue;
                         };
-                        assert_eq!(owners.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
-                        owners.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
+                        owners.fetch_sub(1, Ordering::SeqCst);
                         had += 1;
                     }
                 });

@@ -77,6 +77,18 @@ pub enum StragglerState {
     Redrive,
 }
 
+impl StragglerState {
+    /// Its name, as the journal has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Retry => "retry",
+            Self::Suspect => "suspect",
+            Self::Redrive => "redrive",
+        }
+    }
+}
+
 /// A delivery that the cursor has left behind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Straggler {

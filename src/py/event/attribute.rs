@@ -237,7 +237,9 @@ impl Known {
                 }
             }
             Self::Delivery => {
-                let delivery = me.delivered.call.as_ref().map(|call| Delivery {
+                // One that was read, and not delivered, is no try.
+                let call = me.delivered.call.as_ref().filter(|call| call.attempt > 0);
+                let delivery = call.map(|call| Delivery {
                     attempt: call.attempt,
                     subscription: call.subscription.clone_ref(py),
                     deadline: call.deadline.is_finite().then_some(call.deadline),

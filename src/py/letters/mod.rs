@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 pub use self::file::LetterFile;
 pub use self::filter::LetterFilter;
 pub use self::redrive::Redrive;
+pub use self::revive::from_text;
 pub use self::sink::LetterSink;
 use crate::engine::dead_letters::Filter;
 use crate::py::core::Core;

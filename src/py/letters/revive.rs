@@ -8,7 +8,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString};
 
 use super::originals::Originals;
-use crate::engine::dead_letters::{DeadLetter, Stored};
+use crate::engine::dead_letters::{DeadEvent, DeadLetter, Stored};
 use crate::py::event::Event;
 use crate::py::identity::{Identity, next_number};
 use crate::py::record::{Extras, Given, Record};
@@ -25,7 +25,7 @@ pub fn event(
     if letter.redrivable_in_process_only {
         return Ok(None);
     }
-    record(py, letter, from_json(py, &letter.event.data)?).map(Some)
+    from_text(py, &letter.event).map(Some)
 }
 
 /// The letter as Python sees it. Where the payload is not here, its text stands for it.
@@ -40,7 +40,7 @@ pub fn entry<'py>(
         Some(record) => record,
         None => record(
             py,
-            &letter,
+            &letter.event,
             PyString::new(py, &letter.event.data).into_any(),
         )?,
     };
@@ -72,8 +72,12 @@ pub fn entry<'py>(
         ))
 }
 
-fn record(py: Python<'_>, letter: &DeadLetter, data: Bound<'_, PyAny>) -> PyResult<Record> {
-    let event = &letter.event;
+/// An event of which all is text.
+pub fn from_text(py: Python<'_>, event: &DeadEvent) -> PyResult<Record> {
+    record(py, event, from_json(py, &event.data)?)
+}
+
+fn record(py: Python<'_>, event: &DeadEvent, data: Bound<'_, PyAny>) -> PyResult<Record> {
     let string = |text: &Option<String>| text.as_ref().map(|text| PyString::new(py, text).unbind());
     let identity = |text: &Option<String>| {
         let text = text.as_ref();

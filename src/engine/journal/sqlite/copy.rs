@@ -59,7 +59,13 @@ pub fn query(
     limit: usize,
 ) -> Result<Answer, StoreError> {
     let connection = open_to_read(journal)?;
-    ask(&connection, sql, parameters, limit).map_err(|problem| problem.at(journal))
+    let answer = ask(&connection, sql, parameters, limit);
+    answer.map_err(|problem| match problem {
+        Problem::ReadOnly => {
+            Problem::Sqlite("a question may not change anything".into()).at(journal)
+        }
+        problem => problem.at(journal),
+    })
 }
 
 fn ask(
@@ -74,6 +80,11 @@ fn ask(
         columns: statement.column_names().map(str::to_owned).collect(),
         ..Answer::default()
     };
+    if statement.parameter_count() != parameters.len() {
+        let (wanted, given) = (statement.parameter_count(), parameters.len());
+        let text = format!("the question has {wanted} parameters, and {given} were given");
+        return Err(Problem::Sqlite(text));
+    }
     super::bind(&mut statement, parameters)?;
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {

@@ -5,6 +5,7 @@ mod copy;
 mod guard;
 mod reader;
 mod rows;
+mod status;
 mod upkeep;
 mod verify;
 
@@ -33,6 +34,7 @@ pub use self::copy::{Answer, backup, query};
 use self::guard::Guard;
 pub use self::reader::SqliteReader;
 pub(super) use self::reader::open_to_read;
+pub use self::status::{Level, Standing, Status, status};
 pub use self::verify::{Verification, verify};
 
 pub(super) const SCHEMA: Schema = Schema {

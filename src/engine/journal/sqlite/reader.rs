@@ -36,6 +36,22 @@ impl SqliteReader {
         })
     }
 
+    /// What tells this journal from all others.
+    pub fn identity(&mut self) -> Result<[u8; 16], StoreError> {
+        self.at(|connection| Ok(rows::read_head(connection)?.1))
+    }
+
+    /// The last event that was committed and is kept.
+    pub fn last(&mut self) -> Result<u64, StoreError> {
+        self.at(|connection| {
+            let sql = "SELECT coalesce(max(sequence), 0) FROM event";
+            let last: i64 = connection
+                .prepare_cached(sql)?
+                .query_row([], |row| row.get(0))?;
+            Ok(last as u64)
+        })
+    }
+
     /// What the file itself says is read in one snapshot.
     fn at<T>(
         &mut self,

@@ -199,7 +199,7 @@ impl<'a, 'b> EventRow<'a, 'b> {
     }
 }
 
-fn level(number: i64) -> Result<Priority, Problem> {
+pub(super) fn level(number: i64) -> Result<Priority, Problem> {
     u8::try_from(number)
         .ok()
         .and_then(|number| Priority::try_from(number).ok())
@@ -396,18 +396,21 @@ pub(super) fn read_subscriptions(
     Ok(found)
 }
 
-const STATES: [(StragglerState, &str); 4] = [
-    (StragglerState::Waiting, "waiting"),
-    (StragglerState::Retry, "retry"),
-    (StragglerState::Suspect, "suspect"),
-    (StragglerState::Redrive, "redrive"),
+const STATES: [StragglerState; 4] = [
+    StragglerState::Waiting,
+    StragglerState::Retry,
+    StragglerState::Suspect,
+    StragglerState::Redrive,
 ];
 
+/// The state of this name.
+pub(super) fn state(name: &str) -> Result<StragglerState, Problem> {
+    let known = STATES.into_iter().find(|state| state.name() == name);
+    known.ok_or(Problem::Corrupt)
+}
+
 pub(super) fn write_straggler(connection: &Connection, row: &Straggler) -> Result<(), Problem> {
-    let state = STATES
-        .iter()
-        .find(|(state, _)| *state == row.state)
-        .map_or("waiting", |(_, name)| name);
+    let state = row.state.name();
     let (level, sequence, attempt) = (
         row.level as i64,
         row.sequence as i64,
@@ -466,11 +469,7 @@ pub(super) fn read_straggler(row: &Row<'_>) -> Result<Straggler, Problem> {
     Ok(Straggler {
         attempt: row.get(3)?,
         due: row.get(4)?,
-        state: STATES
-            .iter()
-            .find(|(_, known)| *known == name)
-            .map(|(state, _)| *state)
-            .ok_or(Problem::Corrupt)?,
+        state: state(name)?,
         dead_letter: row.get(6)?,
         ..key
     })
