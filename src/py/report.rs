@@ -52,11 +52,11 @@ pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<
     for (lane, routed, lane_report) in lanes {
         let dict = lane_dict(py, &lane, routed, &lane_report, now)?;
         let longest = longest.get(&lane.id).map_or(0.0, |since| taken(*since));
-        dict.set_item("longest_run", longest)?;
+        dict.set_item(intern!(py, "longest_run"), longest)?;
         if latencies {
             let latencies = lane.latencies();
-            dict.set_item("wait", latency(&latencies.wait))?;
-            dict.set_item("work", latency(&latencies.work))?;
+            dict.set_item(intern!(py, "wait"), latency(&latencies.wait))?;
+            dict.set_item(intern!(py, "work"), latency(&latencies.work))?;
         }
         list.append(dict)?;
     }
@@ -103,38 +103,38 @@ fn lane_dict<'py>(
         (None, _) => intern!(py, "running"),
     };
     let since = |then: u64| seconds(now.saturating_sub(then));
-    dict.set_item("id", lane.id)?;
-    dict.set_item("name", &lane.handler.name)?;
-    dict.set_item("passive", lane.options.passive)?;
-    dict.set_item("bound", lane.options.bound)?;
+    dict.set_item(intern!(py, "id"), lane.id)?;
+    dict.set_item(intern!(py, "name"), &lane.handler.name)?;
+    dict.set_item(intern!(py, "passive"), lane.options.passive)?;
+    dict.set_item(intern!(py, "bound"), lane.options.bound)?;
     let drops = matches!(
         lane.options.overflow,
         Overflow::DropOldest | Overflow::DropNew
     );
-    dict.set_item("drops", drops)?;
-    dict.set_item("timeout", lane.handler.timeout.map(seconds))?;
-    dict.set_item("state", state)?;
-    dict.set_item("depth", report.depth.to_vec())?;
-    dict.set_item("running", report.running)?;
-    dict.set_item("held", report.held)?;
-    dict.set_item("delayed", report.delayed)?;
-    dict.set_item("retries", report.retries)?;
+    dict.set_item(intern!(py, "drops"), drops)?;
+    dict.set_item(intern!(py, "timeout"), lane.handler.timeout.map(seconds))?;
+    dict.set_item(intern!(py, "state"), state)?;
+    dict.set_item(intern!(py, "depth"), report.depth.to_vec())?;
+    dict.set_item(intern!(py, "running"), report.running)?;
+    dict.set_item(intern!(py, "held"), report.held)?;
+    dict.set_item(intern!(py, "delayed"), report.delayed)?;
+    dict.set_item(intern!(py, "retries"), report.retries)?;
     let breaker = lane.options.breaker.as_ref();
     let breaker = breaker.map(|breaker| breaker.snapshot());
     let state = breaker
         .as_ref()
         .map(|breaker| breaker::state_name(breaker.state));
-    dict.set_item("breaker", state)?;
+    dict.set_item(intern!(py, "breaker"), state)?;
     let changed = breaker.map(|breaker| since(breaker.changed_at));
-    dict.set_item("breaker_for", changed)?;
-    dict.set_item("oldest_age", report.oldest.map_or(0.0, since))?;
-    dict.set_item("routed", routed)?;
-    dict.set_item("done", report.tally.done)?;
-    dict.set_item("dead", report.tally.dead)?;
-    dict.set_item("dropped", report.tally.dropped)?;
-    dict.set_item("expired", report.tally.expired)?;
-    dict.set_item("filtered", report.tally.filtered)?;
-    dict.set_item("pending", queued + report.running)?;
+    dict.set_item(intern!(py, "breaker_for"), changed)?;
+    dict.set_item(intern!(py, "oldest_age"), report.oldest.map_or(0.0, since))?;
+    dict.set_item(intern!(py, "routed"), routed)?;
+    dict.set_item(intern!(py, "done"), report.tally.done)?;
+    dict.set_item(intern!(py, "dead"), report.tally.dead)?;
+    dict.set_item(intern!(py, "dropped"), report.tally.dropped)?;
+    dict.set_item(intern!(py, "expired"), report.tally.expired)?;
+    dict.set_item(intern!(py, "filtered"), report.tally.filtered)?;
+    dict.set_item(intern!(py, "pending"), queued + report.running)?;
     Ok(dict)
 }
 
