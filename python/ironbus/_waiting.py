@@ -24,6 +24,11 @@ class Settlement:
     outcomes: Mapping[str, str]
     failures: tuple[BaseException, ...]
 
+    def __repr__(self) -> str:
+        # It ends up in logs; what the exceptions say may quote payloads.
+        failures = ", ".join(type(failure).__qualname__ for failure in self.failures)
+        return f"Settlement(receipt={self.receipt!r}, outcomes={self.outcomes!r}, failures=[{failures}])"
+
     @property
     def ok(self) -> bool:
         """Whether no handler failed."""
