@@ -51,16 +51,16 @@ pub use loom::sync::Arc as Shared;
 /// larger pieces waits for each of them.
 #[inline(always)]
 #[allow(unsafe_code)] // The one step from memory to value.
-pub fn share<T>(make: impl FnOnce() -> T) -> Shared<T> {
+pub fn share<T>(value: T) -> Shared<T> {
     #[cfg(not(loom))]
     {
         let mut place = triomphe::UniqueArc::new_uninit();
-        place.write(make());
+        place.write(value);
         // SAFETY: it has just been written.
         unsafe { triomphe::UniqueArc::assume_init(place) }.shareable()
     }
     #[cfg(loom)]
-    Shared::new(make())
+    Shared::new(value)
 }
 
 /// Lets go; the value, if nobody else shares it.

@@ -94,7 +94,6 @@ pub struct Prepared {
 
 impl Prepared {
     /// Brings the event before the gate.
-    #[inline(always)]
     pub fn publish(
         &mut self,
         py: Python<'_>,
@@ -103,28 +102,35 @@ impl Prepared {
         patience: Patience,
         now: u64,
     ) -> PyResult<Published<PyOps>> {
+        let mut rerouted = None;
+        let published = self.offer(bus, &mut rerouted, origin, patience, now);
+        if let Some(route) = rerouted {
+            self.went(py, route)?;
+        }
+        Ok(published)
+    }
+
+    /// The same, but leaves the route in `rerouted` if the event [went](Self::went) by another.
+    #[inline(always)]
+    pub fn offer(
+        &self,
+        bus: &Bus<PyOps>,
+        rerouted: &mut Option<Arc<Route<PyOps>>>,
+        origin: Option<u64>,
+        patience: Patience,
+        now: u64,
+    ) -> Published<PyOps> {
+        let way = self.way.get();
         let offer = Offer {
-            event_type: &self.way.get().event_type,
+            event_type: &way.event_type,
             level: self.level,
             token: self.token,
             event: &self.event,
             origin,
             timing: self.timing.as_deref(),
         };
-        let mut rerouted = None;
-        let route = &self.way.get().route;
-        let published = bus.publish(
-            &offer,
-            route,
-            &mut rerouted,
-            self.key.as_ref(),
-            patience,
-            now,
-        );
-        if let Some(route) = rerouted {
-            self.went(py, route)?;
-        }
-        Ok(published)
+        let key = self.key.as_ref();
+        bus.publish(&offer, &way.route, rerouted, key, patience, now)
     }
 
     /// It went by another route than the one that it came with.
@@ -145,6 +151,28 @@ pub fn discard(event: &Event) {
     crate::engine::ops::wake_all(event.routed(0));
 }
 
+/// What comes after an event was prepared. Not a closure, because that cannot be told to be inlined;
+/// and what is not is handed the event over the stack.
+pub trait Then {
+    /// What it gives.
+    type Answer;
+
+    /// Goes on with the event.
+    fn then(self, prepared: Prepared) -> Self::Answer;
+}
+
+/// Nothing comes after it.
+struct Nothing;
+
+impl Then for Nothing {
+    type Answer = Prepared;
+
+    #[inline(always)]
+    fn then(self, prepared: Prepared) -> Prepared {
+        prepared
+    }
+}
+
 /// Validates an event, or a type and its data.
 #[inline(always)]
 pub fn prepare<'py>(
@@ -156,15 +184,14 @@ pub fn prepare<'py>(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    prepare_and(py, core, event, data, options, origin, wall, |prepared| {
-        prepared
-    })
+    prepare_and(py, core, event, data, options, origin, wall, Nothing).map_err(|error| *error)
 }
 
-/// The same, and what comes next: most of it in registers then.
+/// The same, and what comes next: most of it in registers then. So the error is boxed, as a result
+/// that has it in itself is too large for them.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // as of `prepare`
-pub fn prepare_and<'py, R>(
+pub fn prepare_and<'py, T: Then>(
     py: Python<'py>,
     core: &Core,
     event: Bound<'py, PyAny>,
@@ -172,15 +199,15 @@ pub fn prepare_and<'py, R>(
     options: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
-    next: impl FnOnce(Prepared) -> R,
-) -> PyResult<R> {
+    next: T,
+) -> Result<T::Answer, Box<PyErr>> {
     prepare_parts(py, core, event, data, options, origin, wall, next)
         .inspect_err(|_| core.bus.count_rejected())
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // as of `prepare`
-fn prepare_parts<'py, R>(
+fn prepare_parts<'py, T: Then>(
     py: Python<'py>,
     core: &Core,
     event: Bound<'py, PyAny>,
@@ -188,8 +215,8 @@ fn prepare_parts<'py, R>(
     options: Option<&Options>,
     origin: Option<&Origin>,
     wall: f64,
-    next: impl FnOnce(Prepared) -> R,
-) -> PyResult<R> {
+    next: T,
+) -> Result<T::Answer, Box<PyErr>> {
     let plain = options.is_none() && origin.is_none() && !core.wants_contexts();
     // The common event has a way of its own, in which most is known beforehand and nothing has to
     // go over the stack.
@@ -202,28 +229,31 @@ fn prepare_parts<'py, R>(
             let number = identity::next_number();
             let parts = (type_.unbind(), data, wall, number, None);
             if plain {
-                Ok(next(complete(py, core, parts, Details::default(), None)?))
+                let prepared = complete(py, core, parts, Details::default(), None)?;
+                Ok(next.then(prepared))
             } else {
-                detailed(py, core, parts, options, origin).map(next)
+                detailed_and(py, core, parts, options, origin, next)
             }
         }
         Err(other) => {
             let parts = parts_of(py, &other.into_inner(), wall)?;
-            detailed(py, core, parts, options, origin).map(next)
+            detailed_and(py, core, parts, options, origin, next)
         }
     }
 }
 
 #[inline(never)]
-fn detailed(
+fn detailed_and<T: Then>(
     py: Python<'_>,
     core: &Core,
     parts: Parts,
     options: Option<&Options>,
     origin: Option<&Origin>,
-) -> PyResult<Prepared> {
+    next: T,
+) -> Result<T::Answer, Box<PyErr>> {
     let details = details(py, core, options, origin)?;
-    complete(py, core, parts, details, origin)
+    let prepared = complete(py, core, parts, details, origin)?;
+    Ok(next.then(prepared))
 }
 
 #[inline(always)]
@@ -233,7 +263,7 @@ fn complete(
     (type_, data, seconds, number, given): Parts,
     details: Details,
     origin: Option<&Origin>,
-) -> PyResult<Prepared> {
+) -> Result<Prepared, Box<PyErr>> {
     let Details {
         extras,
         level,
@@ -246,18 +276,16 @@ fn complete(
         key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
     }
     let cause = origin.map(|origin| &*origin.cause);
-    let event = share(|| {
-        let record = Record {
-            type_,
-            data,
-            seconds,
-            number,
-            given,
-            extras,
-            priority: level,
-        };
-        Envelope::new(record, cause)
-    });
+    let record = Record {
+        type_,
+        data,
+        seconds,
+        number,
+        given,
+        extras,
+        priority: level,
+    };
+    let event = share(Envelope::new(record, cause));
     Ok(Prepared {
         event,
         way,

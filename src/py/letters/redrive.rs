@@ -90,7 +90,7 @@ impl Redrive {
         let token = key.map_or(Ok(0), |key| key.bind(py).hash())? as u64;
         let event_type = record.type_.bind(py).to_str()?.into();
         let level = record.priority;
-        let event: Event = share(|| Envelope::new(record, None));
+        let event: Event = share(Envelope::new(record, None));
         let redelivery = Redelivery {
             lane: &lane,
             level,

@@ -15,7 +15,7 @@ use crate::py::current::Origin;
 use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
 use crate::py::ops::Event;
-use crate::py::prepare::{Options, Prepared, discard, prepare_and};
+use crate::py::prepare::{Options, Prepared, Then, discard, prepare_and};
 use crate::py::receipt::{Answer, BatchReceipt, Receipt};
 use crate::py::routes::Way;
 
@@ -43,6 +43,38 @@ pub(super) struct Batch {
     through: usize,
     pub(super) uncounted: usize,
     answers: Vec<Answer>,
+}
+
+/// Adds an event to a batch.
+struct Adding<'a, 'py> {
+    py: Python<'py>,
+    items: &'a mut Vec<Item>,
+    ways: &'a mut VecDeque<(usize, Py<Way>)>,
+}
+
+impl Then for Adding<'_, '_> {
+    type Answer = ();
+
+    #[inline(always)]
+    fn then(self, prepared: Prepared) {
+        let Self { py, items, ways } = self;
+        match ways.back() {
+            Some((_, last)) if last.is(&prepared.way) => prepared.way.drop_ref(py),
+            _ => ways.push_back((items.len(), prepared.way)),
+        }
+        let plain = prepared.key.is_none() && prepared.token == 0 && prepared.timing.is_none();
+        let rest = (!plain).then(|| {
+            Box::new(Rest {
+                token: prepared.token,
+                key: prepared.key,
+                timing: prepared.timing,
+            })
+        });
+        items.push(Item {
+            event: prepared.event,
+            rest,
+        });
+    }
 }
 
 impl Batch {
@@ -103,24 +135,8 @@ impl Batch {
             ..
         } = self;
         let origin = origin.as_ref();
-        prepare_and(py, core, event, data, options, origin, wall, |prepared| {
-            match ways.back() {
-                Some((_, last)) if last.is(&prepared.way) => prepared.way.drop_ref(py),
-                _ => ways.push_back((items.len(), prepared.way)),
-            }
-            let plain = prepared.key.is_none() && prepared.token == 0 && prepared.timing.is_none();
-            let rest = (!plain).then(|| {
-                Box::new(Rest {
-                    token: prepared.token,
-                    key: prepared.key,
-                    timing: prepared.timing,
-                })
-            });
-            items.push(Item {
-                event: prepared.event,
-                rest,
-            });
-        })
+        let adding = Adding { py, items, ways };
+        prepare_and(py, core, event, data, options, origin, wall, adding).map_err(|error| *error)
     }
 
     /// The way of the next item.

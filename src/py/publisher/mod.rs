@@ -44,7 +44,6 @@ enum Attempt {
 }
 
 /// Brings an event before the gate once, from a task.
-#[inline(always)]
 fn attempt(
     py: Python<'_>,
     core: &Core,
@@ -52,13 +51,35 @@ fn attempt(
     origin: Option<u64>,
     now: u64,
 ) -> PyResult<Attempt> {
-    match prepared.publish(py, &core.bus, origin, Patience::Wait, now)? {
-        Published::Accepted(sequence) => Ok(Attempt::Accepted {
+    match attempt_briefly(py, core, prepared, origin, now) {
+        Ok(sequence) => Ok(Attempt::Accepted {
             sequence,
             held: false,
         }),
-        other => not_at_once(py, core, prepared, origin, now, other),
+        Err(attempt) => *attempt,
     }
+}
+
+/// The same, with the common answer apart from the others, so that it stays in a register.
+#[inline(always)]
+fn attempt_briefly(
+    py: Python<'_>,
+    core: &Core,
+    prepared: &mut Prepared,
+    origin: Option<u64>,
+    now: u64,
+) -> Result<u64, Box<PyResult<Attempt>>> {
+    let mut rerouted = None;
+    let published = prepared.offer(&core.bus, &mut rerouted, origin, Patience::Wait, now);
+    if let (Published::Accepted(sequence), None) = (&published, &rerouted) {
+        return Ok(*sequence);
+    }
+    Err(Box::new(
+        match rerouted.map(|route| prepared.went(py, route)) {
+            Some(Err(error)) => Err(error),
+            _ => not_at_once(py, core, prepared, origin, now, published),
+        },
+    ))
 }
 
 /// Everything but the common answer of the gate.

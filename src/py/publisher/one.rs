@@ -6,7 +6,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::{Attempt, Wait, attempt, cancel, lane_of, unexpected};
+use super::{Attempt, Wait, attempt, attempt_briefly, cancel, lane_of, unexpected};
 use crate::py::bus::Bus;
 use crate::py::cell::GilCell;
 use crate::py::clock::{monotonic_ns, wall_at};
@@ -16,7 +16,7 @@ use crate::py::errors;
 use crate::py::native::{self, Arguments, Coroutine, Sent};
 use crate::py::once::intern;
 use crate::py::ops::block_on;
-use crate::py::prepare::{Options, Prepared, prepare};
+use crate::py::prepare::{Options, Prepared, Then, prepare_and};
 use crate::py::receipt::Receipt;
 
 /// What `publish` was called with.
@@ -56,6 +56,39 @@ enum State {
     Over,
 }
 
+/// Brings the event before the gate where it was made. To move it first would take longer: what is
+/// written to the stack and read back at once, in larger pieces, has to wait.
+struct Offering<'a, 'py> {
+    py: Python<'py>,
+    publish: &'a Publish,
+    core: &'a Arc<Core>,
+    lane: Option<u64>,
+    machine: u64,
+}
+
+impl<'py> Then for Offering<'_, 'py> {
+    /// The end of most, or what there is besides.
+    type Answer = Result<Sent<'py>, Box<PyResult<(Prepared, Attempt)>>>;
+
+    #[inline(always)]
+    fn then(self, mut prepared: Prepared) -> Self::Answer {
+        let Self { py, core, .. } = self;
+        let now = core.clock.at(py, self.machine).map_err(failed)?;
+        match attempt_briefly(py, core, &mut prepared, self.lane, now) {
+            Ok(sequence) => self
+                .publish
+                .accepted(py, core, prepared, sequence, false, self.machine)
+                .map_err(failed),
+            Err(attempted) => Err(Box::new(attempted.map(|attempted| (prepared, attempted)))),
+        }
+    }
+}
+
+#[cold]
+fn failed<T>(error: PyErr) -> Box<PyResult<T>> {
+    Box::new(Err(error))
+}
+
 /// What a publish that waits keeps.
 struct Waiting {
     caller: Caller,
@@ -81,7 +114,15 @@ impl Publish {
         let core = caller.core();
         core.check_process(py)?;
         let machine = monotonic_ns();
-        let mut prepared = prepare(
+        let lane = lane_of(core, caller.origin.as_deref());
+        let offering = Offering {
+            py,
+            publish: self,
+            core,
+            lane,
+            machine,
+        };
+        let offered = prepare_and(
             py,
             core,
             event.into_bound(py),
@@ -89,18 +130,18 @@ impl Publish {
             options.as_deref(),
             caller.origin.as_deref(),
             wall_at(machine),
-        )?;
-        let now = core.clock.at(py, machine)?;
-        let lane = lane_of(core, caller.origin.as_deref());
-        match attempt(py, core, &mut prepared, lane, now)? {
-            Attempt::Accepted { sequence, held } => {
-                let sent = self.accepted(py, core, prepared, sequence, held, machine);
+            offering,
+        );
+        match offered {
+            Ok(Ok(sent)) => {
                 caller.bus.drop_ref(py);
-                sent
+                Ok(sent)
             }
-            attempted => {
-                native::attached(py, || self.go_on(py, caller, prepared, attempted, machine))
-            }
+            Ok(Err(undecided)) => native::attached(py, || {
+                let (prepared, attempted) = (*undecided)?;
+                self.go_on(py, caller, prepared, attempted, machine)
+            }),
+            Err(error) => Err(*error),
         }
     }
 
