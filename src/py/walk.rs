@@ -10,7 +10,7 @@ use super::cell::GilCell;
 use super::errors::Error;
 use super::once::Once;
 use super::refusal;
-use crate::engine::digest::Digest;
+use crate::engine::digest::{Digest, Hashing};
 use fast::Scratch;
 
 mod fast;
@@ -24,27 +24,11 @@ const KEEP: usize = 64 * 1024;
 static BUFFER: GilCell<Vec<u8>> = GilCell::new(Vec::new());
 static SCRATCH: GilCell<Option<Box<Scratch>>> = GilCell::new(None);
 
-/// Appends the UTF-8 of `f"{type}:{json.dumps(data, sort_keys=True, allow_nan=False)}"`. After an
-/// error the buffer is as it was.
+/// SHA-256 of the UTF-8 of `f"{type}:{json.dumps(data, sort_keys=True, allow_nan=False)}"`: the
+/// identity of an event's content.
 ///
 /// The caller has checked that the type is a `str`. The walk accepts what `json.dumps` accepts
 /// with its whole stack before it; how deep that is depends on the interpreter.
-#[inline]
-pub fn canonical(
-    py: Python<'_>,
-    type_: &Bound<'_, PyString>,
-    data: &Bound<'_, PyAny>,
-    buffer: &mut Vec<u8>,
-) -> PyResult<()> {
-    let start = buffer.len();
-    let written = write_type(py, type_, buffer).and_then(|()| write_json(py, data, buffer));
-    if written.is_err() {
-        buffer.truncate(start);
-    }
-    written
-}
-
-/// SHA-256 of what [`canonical`] writes: the identity of an event's content.
 #[inline(never)]
 pub fn content_digest(
     py: Python<'_>,
@@ -53,7 +37,10 @@ pub fn content_digest(
 ) -> PyResult<Digest> {
     let mut buffer = BUFFER.replace(py, Vec::new());
     buffer.clear();
-    let digest = canonical(py, type_, data, &mut buffer).map(|()| Digest::of(&buffer));
+    let mut hashing = Hashing::default();
+    let digest = write_type(py, type_, &mut buffer)
+        .and_then(|()| write_json(py, data, &mut buffer, &mut hashing))
+        .map(|()| hashing.finish(&mut buffer));
     if buffer.capacity() <= KEEP {
         BUFFER.replace(py, buffer);
     }
@@ -78,17 +65,23 @@ fn write_type(py: Python<'_>, type_: &Bound<'_, PyString>, buffer: &mut Vec<u8>)
     }
 }
 
-/// Appends the canonical JSON of a payload.
+/// Appends the canonical JSON of a payload, and hashes some of it.
 #[inline]
-pub fn write_json(py: Python<'_>, data: &Bound<'_, PyAny>, buffer: &mut Vec<u8>) -> PyResult<()> {
+fn write_json(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    buffer: &mut Vec<u8>,
+    hashing: &mut Hashing,
+) -> PyResult<()> {
     let start = buffer.len();
     let mut scratch = SCRATCH.replace(py, None).unwrap_or_default();
-    let written = fast::write(data, buffer, &mut scratch);
+    let written = fast::write(data, buffer, hashing, &mut scratch);
     SCRATCH.replace(py, Some(scratch));
     if written {
         return Ok(());
     }
     buffer.truncate(start);
+    *hashing = Hashing::default();
     write_by_standard_library(py, data, buffer)
 }
 

@@ -4,9 +4,11 @@
 
 use sha2::{Digest as _, Sha256};
 
+pub use hashing::Hashing;
 pub use number::{write_f64, write_i64, write_u64};
 pub use text::{is_plain, write_code_points, write_latin1, write_str};
 
+mod hashing;
 mod number;
 mod text;
 

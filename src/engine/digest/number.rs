@@ -88,12 +88,34 @@ fn write_short_decimal(out: &mut Vec<u8>, value: f64) -> bool {
     if value < 0.0 {
         out.push(b'-');
     }
-    write_u64(out, scaled / SCALE);
-    let decimals = eight_digits(scaled % SCALE) >> 32;
-    let zeros = (decimals as u32 | 1).leading_zeros() / 8;
-    let shown = (decimals | ZEROS >> 32) << 8 | u64::from(b'.');
-    write_start(out, &shown.to_le_bytes(), 5 - zeros as usize);
+    if scaled < 1_000 * SCALE {
+        // Three digits, the point and four decimals, in one number.
+        let digits = eight_digits(scaled);
+        let (whole, decimals) = ((digits >> 8) as u32 & 0xFF_FFFF, (digits >> 32) as u32);
+        let text = u64::from_le_bytes(*b"000.0000") | u64::from(whole) | u64::from(decimals) << 32;
+        let (before, after) = (
+            (whole | 1 << 16).trailing_zeros() / 8,
+            zeros_at_end(decimals),
+        );
+        let shown = text >> (8 * before);
+        write_start(out, &shown.to_le_bytes(), (8 - before - after) as usize);
+    } else {
+        write_u64(out, scaled / SCALE);
+        let decimals = (eight_digits(scaled % SCALE) >> 32) as u32;
+        let text = u64::from_le_bytes(*b".0000\0\0\0") | u64::from(decimals) << 8;
+        write_start(
+            out,
+            &text.to_le_bytes(),
+            (5 - zeros_at_end(decimals)) as usize,
+        );
+    }
     true
+}
+
+/// How many of four decimals, the first one lowest, say nothing. The first always counts.
+#[inline]
+fn zeros_at_end(decimals: u32) -> u32 {
+    (decimals | 1).leading_zeros() / 8
 }
 
 /// From the forms `0.000012`, `1.2e-7` and `1e16` to `1.2e-05`, `1.2e-07` and `1e+16`.
@@ -204,6 +226,19 @@ mod tests {
         fn short_decimals_are_the_shortest_digits(scaled in 0..20_000_000_000_000_u64, places in 0..6, up: bool) {
             let value = scaled as f64 / 10_f64.powi(places);
             for value in [value, value.next_down(), -value.next_up(), if up { value.trunc() } else { -value }] {
+                let mut quick = Vec::new();
+                if write_short_decimal(&mut quick, value) {
+                    let mut buffer = ryu::Buffer::new();
+                    prop_assert_eq!(quick, buffer.format_finite(value).as_bytes());
+                }
+            }
+        }
+
+        /// The same below a thousand, where the whole number and the decimals are written at once.
+        #[test]
+        fn so_are_small_ones(scaled in 0..20_000_000_u64, places in 0..6) {
+            let value = scaled as f64 / 10_f64.powi(places);
+            for value in [value, -value, value / 1_000.0, value.min(999.9999), value.min(1000.0).next_up()] {
                 let mut quick = Vec::new();
                 if write_short_decimal(&mut quick, value) {
                     let mut buffer = ryu::Buffer::new();

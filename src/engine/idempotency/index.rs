@@ -11,6 +11,10 @@ const TABLES: usize = 1;
 /// A table with room for fewer is not worth shrinking.
 const SMALL: usize = 64;
 
+/// A table with fewer grows to four times its size, and not to twice, because most of its growing is
+/// still to come: to move a key takes about as long as to add one.
+const STEADY: usize = 4_096;
+
 /// See the module. Numbers whose hashes are evenly spread.
 pub struct Index {
     tables: [HashTable<u32>; TABLES],
@@ -43,7 +47,11 @@ impl Index {
     /// Adds a number that it does not hold. `rehash` gives the hash of any other.
     #[inline]
     pub fn insert(&mut self, hash: u64, number: u32, rehash: impl Fn(u32) -> u64) {
-        self.tables[place(hash)].insert_unique(hash, number, |number| rehash(*number));
+        let table = &mut self.tables[place(hash)];
+        if table.len() == table.capacity() && table.len() < STEADY {
+            table.reserve(3 * table.len(), |number| rehash(*number));
+        }
+        table.insert_unique(hash, number, |number| rehash(*number));
         self.len += 1;
     }
 

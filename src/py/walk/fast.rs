@@ -19,7 +19,7 @@ use pyo3::prelude::*;
 
 use super::shapes::{Shapes, Trace};
 use crate::engine::digest::{
-    write_code_points, write_f64, write_i64, write_latin1, write_str, write_u64,
+    Hashing, write_code_points, write_f64, write_i64, write_latin1, write_str, write_u64,
 };
 
 /// Deeper payloads go to the standard library. It also ends the walk of one that contains itself.
@@ -47,6 +47,7 @@ struct Walk<'a> {
     entries: &'a mut Vec<Entry>,
     items: &'a mut Vec<Item>,
     shapes: &'a Shapes,
+    hashing: &'a mut Hashing,
     /// A dictionary whose shape shall be remembered for the next time.
     new: Option<*mut ffi::PyObject>,
 }
@@ -83,9 +84,15 @@ impl Item {
     }
 }
 
-/// Appends the JSON of `data`; false: this walk cannot, and the buffer holds a part of it.
+/// Appends the JSON of `data`, and hashes some of the text; false: this walk cannot, and the buffer
+/// holds a part of it.
 #[inline]
-pub fn write(data: &Bound<'_, PyAny>, out: &mut Vec<u8>, scratch: &mut Scratch) -> bool {
+pub fn write(
+    data: &Bound<'_, PyAny>,
+    out: &mut Vec<u8>,
+    hashing: &mut Hashing,
+    scratch: &mut Scratch,
+) -> bool {
     let Scratch {
         entries,
         items,
@@ -95,6 +102,7 @@ pub fn write(data: &Bound<'_, PyAny>, out: &mut Vec<u8>, scratch: &mut Scratch) 
         entries,
         items,
         shapes,
+        hashing,
         new: None,
     };
     // SAFETY: `Bound` proves that the GIL is held and keeps the root alive; see the module.
@@ -117,6 +125,7 @@ pub fn write(data: &Bound<'_, PyAny>, out: &mut Vec<u8>, scratch: &mut Scratch) 
 
 /// # Safety
 /// The object is alive, and the rules of the module hold. The same goes for all below.
+#[inline(always)]
 unsafe fn value(
     object: *mut ffi::PyObject,
     out: &mut Vec<u8>,
@@ -131,13 +140,25 @@ unsafe fn value(
         } else if class == type_of(addr_of!(ffi::PyLong_Type)) {
             integer(object, out)
         } else if class == type_of(addr_of!(ffi::PyFloat_Type)) {
-            let float = ffi::PyFloat_AS_DOUBLE(object);
-            let finite = float.is_finite();
-            if finite {
-                write_f64(out, float);
-            }
-            finite
-        } else if class == type_of(addr_of!(ffi::PyDict_Type)) {
+            float(object, out)
+        } else {
+            other(object, out, walk, depth)
+        }
+    }
+}
+
+/// A value of a type that is not one of the most frequent.
+#[inline(never)]
+unsafe fn other(
+    object: *mut ffi::PyObject,
+    out: &mut Vec<u8>,
+    walk: &mut Walk<'_>,
+    depth: usize,
+) -> bool {
+    // SAFETY: as in `value`.
+    unsafe {
+        let class = ffi::Py_TYPE(object);
+        if class == type_of(addr_of!(ffi::PyDict_Type)) {
             depth < MAX_DEPTH && dictionary(object, out, walk, depth + 1)
         } else if class == type_of(addr_of!(ffi::PyList_Type)) {
             depth < MAX_DEPTH
@@ -190,6 +211,7 @@ unsafe fn array(
         if !unsafe { value(element, out, walk, depth) } {
             return false;
         }
+        walk.hashing.advance(out);
         index += 1;
     }
     out.push(b']');
@@ -207,6 +229,7 @@ unsafe fn dictionary(
     let trace = unsafe { list(object, walk.entries) };
     let written = match walk.shapes.find(&walk.entries[start..], trace) {
         Some(steps) => steps.iter().all(|step| {
+            walk.hashing.advance(out);
             step.write(out);
             let element = walk.entries[start + usize::from(step.value)].value;
             // SAFETY: the value is held by the dictionary, which is alive.
@@ -259,6 +282,7 @@ unsafe fn sorted(start: usize, out: &mut Vec<u8>, walk: &mut Walk<'_>, depth: us
     let end = walk.items.len();
     out.push(b'{');
     for index in first..end {
+        walk.hashing.advance(out);
         if index > first {
             out.extend_from_slice(b", ");
         }
@@ -304,7 +328,7 @@ pub unsafe fn utf8<'a>(object: *mut ffi::PyObject) -> Option<&'a [u8]> {
 }
 
 /// Writes from the string's own storage: asking for its UTF-8 would make it keep a copy.
-#[inline]
+#[inline(never)]
 unsafe fn string(object: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
     // SAFETY: an exact `str`; its kind says what its storage consists of.
     unsafe {
@@ -341,7 +365,18 @@ unsafe fn units<'a, T>(object: *mut ffi::PyObject) -> &'a [T] {
     }
 }
 
-#[inline]
+#[inline(never)]
+unsafe fn float(object: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: an exact `float`.
+    let value = unsafe { ffi::PyFloat_AS_DOUBLE(object) };
+    let finite = value.is_finite();
+    if finite {
+        write_f64(out, value);
+    }
+    finite
+}
+
+#[inline(never)]
 unsafe fn integer(object: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
     let mut overflow = 0;
     // SAFETY: an exact `int`, of which these two call no method.
