@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ironbus import DeadLetterQueueFull, InvalidEvent, InvalidOption, InvalidType, QueueFull, StorageError
+from ironbus import DeadLetterQueueFull, InvalidEvent, InvalidOption, InvalidType, QueueFull, StorageError, _failures
 from ironbus.recovery import DeadLetterQueue, FailedEvent
 
 SECRET = "4111-1111-1111-1111"
@@ -624,3 +625,29 @@ def test_an_old_file_that_may_not_be_read_is_said_and_left(tmp_path):
     (tmp_path / "dead_letters.json").mkdir()
     with pytest.raises(StorageError, match=r"dead_letters\.json: cannot be read"):
         run(DeadLetterQueue(tmp_path).get_failed_events())
+
+
+def test_tracebacks_are_those_that_python_prints():
+    """Formatted once for each place and taken again after that; deep ones and those of equal functions as well."""
+
+    def make(name):
+        space = {}
+        code = "def fail(n):\n    if n:\n        return fail(n - 1)\n    raise ValueError\n"
+        exec(compile(code, name, "exec"), space)
+        return space["fail"]
+
+    def described(name, depth):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - it has no text
+            make(name)(depth)
+        error = caught.value
+        kind, message, trace, place = _failures.describe(error)
+        assert trace == "".join(traceback.format_exception(error))
+        assert (kind, message, place) == ("ValueError", "", f"{name}:4 in fail")
+
+    for _ in range(2):
+        for name in ("one.py", "other.py"):
+            for depth in (0, 3, 100):
+                described(name, depth)
+    for n in range(2 * _failures.KNOWN):
+        described(f"{n}.py", 0)
+    assert len(_failures._known) <= _failures.KNOWN
