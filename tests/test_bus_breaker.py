@@ -328,6 +328,46 @@ def test_half_open_lets_the_configured_number_through(kind):
     run(main())
 
 
+@pytest.mark.parametrize("most", [1, 7])
+def test_of_a_hundred_at_once_exactly_so_many_probe(most):
+    """While none of them has ended, no other starts; a result of before the change lets none through."""
+
+    async def main():
+        clock, running, gate = Clock(), [], asyncio.Event()
+        down = True
+
+        async def handler(event):
+            if down:
+                raise ConnectionError
+            running.append(event.sequence)
+            await gate.wait()
+
+        bus = EventBus(clock=clock)
+        config = CircuitBreakerConfig(
+            failure_threshold=1, timeout=10, half_open_max_calls=most, success_threshold=most, failure_rate=None
+        )
+        options = {"retry": ENDLESS, "breaker": config, "concurrency": 100, "ordered": False}
+        subscription = bus.subscribe("t", handler, name="s", **options)
+        async with bus:
+            await bus.publish_many([("t", {"n": n}) for n in range(100)])
+            await still(bus)
+            assert subscription.breaker.state == "open"
+            down = False
+            clock.now += 10.001
+            bus._tick()
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert subscription.breaker.state == "half_open"
+            assert len(running) == most
+            gate.set()
+            await advance(bus, clock, 20)
+            assert subscription.breaker.state == "closed"
+            assert sorted(running) == list(range(1, 101))
+            assert bus.audit().balanced
+
+    run(main())
+
+
 def test_more_urgent_events_are_probes_first():
     """An event that comes while the breaker is open goes before those of lower levels."""
 
