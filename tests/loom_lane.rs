@@ -3,11 +3,11 @@
 //!
 //! The same for a lane whose event waits for its next attempt, or for a breaker that others change.
 //!
-//! Negative control: without the second `has_work` in `Lane::rest` (`false` after `enter(IDLE)`),
-//! with a plain load in `Lane::signal`, or with a plain store in `Lane::enter`, the lane is lost
+//! Negative control: without the second `has_work` in `Lane::rest` (`false` after the exchange for
+//! IDLE), with a load and a store in `Lane::signal`, or with a plain store of IDLE, the lane is lost
 //! asleep; without the limit of `may_start`, `two_executors_share_a_lane_of_one` sees two at once.
 //! Without the second look in `Lane::await_breaker`, a lane sleeps behind a breaker that is closed;
-//! without the look under the lock in `Lane::is_quiet`, a drain ends before a retry.
+//! without the lock in `Lane::is_quiet`, a drain ends before a retry, or never.
 #![cfg(loom)]
 
 mod plain;
@@ -282,6 +282,23 @@ fn a_drain_does_not_end_before_a_retry() {
         world.bus.tick(5);
         serve_failing(&world);
         assert_eq!(drained.told(), 1);
+        world.end(1);
+    });
+}
+
+#[test]
+fn a_drain_that_begins_while_the_last_event_ends() {
+    check(3, || {
+        let world = world(1);
+        world.publish(Normal, 1);
+        let executor = {
+            let world = world.clone();
+            thread::spawn(move || world.serve())
+        };
+        let drained = Flag::default();
+        let waits = world.bus.when_quiet(drained.waker(), None).is_ok();
+        executor.join().unwrap();
+        assert_eq!(drained.told(), usize::from(waits));
         world.end(1);
     });
 }

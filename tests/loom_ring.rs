@@ -1,9 +1,8 @@
 //! The wake-up protocol of an executor under every interleaving with two pushers: it never
 //! sleeps while something is ready, and for each sleep at most one party is told to wake it.
 //!
-//! Negative control: without the fence in `Ring::push`, or with `arm` that does not look
-//! again (`true` instead of `self.is_empty() || !self.disarm()`), the executor sleeps for ever.
-//! With a load and a store instead of the swap in `disarm`, two wake it.
+//! Negative control: with `Ring::arm` that does not look whether there is something, the executor
+//! sleeps for ever. With `Ring::disarm` without the lock, two wake it.
 #![cfg(loom)]
 
 use ironbus::engine::ring::Ring;

@@ -426,7 +426,7 @@ impl<O: Ops> Bus<O> {
         now: Nanos,
     ) {
         if let Some(entry) = aside.dropped {
-            effects.let_go(lane, entry.event);
+            effects.let_go(lane, entry.into_event());
         }
         if let Some(due) = aside.due {
             self.set_timer(due, lane.place());

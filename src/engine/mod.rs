@@ -21,6 +21,7 @@ pub mod lane;
 pub mod ledger;
 pub mod metrics;
 pub mod ops;
+pub mod prefetch;
 pub mod priority;
 pub mod queue;
 pub mod reorder;

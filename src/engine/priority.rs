@@ -85,8 +85,14 @@ pub const fn max_starts_before_aged_moves() -> u64 {
 pub struct Starts {
     /// Ordinary starts since the last aged one, up to [`REST`].
     rested: u8,
-    /// How many turns were taken.
-    turns: u64,
+    /// Made with the first, which most lanes never see.
+    turns: Option<Box<Turns>>,
+}
+
+/// The turns that aged heads took.
+#[derive(Clone, Debug, Default)]
+struct Turns {
+    taken: u64,
     /// Per level: when it took its last turn, and the how-manieth that was.
     last: [(u64, u64); Priority::COUNT],
 }
@@ -102,8 +108,7 @@ impl Starts {
     pub const fn new() -> Self {
         Self {
             rested: REST,
-            turns: 0,
-            last: [(0, 0); Priority::COUNT],
+            turns: None,
         }
     }
 
@@ -165,6 +170,7 @@ impl Starts {
         heads: [Option<u64>; Priority::COUNT],
         top: usize,
     ) -> Option<usize> {
+        let turns = self.turns.get_or_insert_default();
         // The top competes as well: a level that is top only now and then, just when
         // a turn is due, would else be passed over for ever. CRITICAL always is top.
         let level = (top.max(1)..Priority::COUNT)
@@ -173,11 +179,11 @@ impl Starts {
                 // A head is head since its level's last turn at the earliest. By the
                 // age of events alone, a level with an old backlog would take all
                 // turns. The count decides between turns at one reading of the clock.
-                let (when, turn) = self.last[level];
+                let (when, turn) = turns.last[level];
                 (heads[level].unwrap_or(when).max(when), turn)
             })?;
-        self.turns += 1;
-        self.last[level] = (now, self.turns);
+        turns.taken += 1;
+        turns.last[level] = (now, turns.taken);
         if level != top {
             self.rested = 0;
         }

@@ -15,18 +15,19 @@ use super::sync::{
     atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
-/// Few, because a queue that is never long still goes through all the slots of its segments: a
-/// thousand lanes with segments of 32 went through two megabytes.
+/// Few, because a queue that is never long still goes through all the slots of its segments: with
+/// words in them, a segment is two lines of the cache.
 #[cfg(not(loom))]
-const SLOTS: usize = 7;
+const SLOTS: usize = 14;
 #[cfg(loom)]
 const SLOTS: usize = 2;
 
+#[repr(C)] // What every push and pop looks at, beside the first slots.
 struct Segment<T> {
-    slots: [UnsafeCell<MaybeUninit<T>>; SLOTS],
     /// How many slots are written. Released by the producer, acquired by the consumer.
     filled: AtomicUsize,
     next: AtomicPtr<Segment<T>>,
+    slots: [UnsafeCell<MaybeUninit<T>>; SLOTS],
 }
 
 impl<T> Segment<T> {
@@ -49,80 +50,98 @@ struct Chain<T> {
     first: AtomicPtr<Segment<T>>,
     /// An emptied segment on its way back from the consumer to the producer.
     spare: AtomicPtr<Segment<T>>,
-    head: UnsafeCell<Cursor<T>>,
-    tail: UnsafeCell<Cursor<T>>,
+    /// Where the head was when it was dropped.
+    left: UnsafeCell<Cursor<T>>,
 }
 
-// SAFETY: `head` is only touched through the one `Head` and `tail` through the one
-// `Tail`, each by `&mut`; slots pass from one to the other by release and acquire of
-// `filled`. Values move between threads, so `T: Send` is what is needed.
+// SAFETY: `left` is only touched by the drop of the one `Head`, and by that of the chain, which
+// comes after it; slots pass from one end to the other by release and acquire of `filled`.
+// Values move between threads, so `T: Send` is what is needed.
 unsafe impl<T: Send> Send for Chain<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Chain<T> {}
 
 /// The end that pushes.
-pub struct Tail<T>(Arc<Chain<T>>);
+pub struct Tail<T> {
+    cursor: Cursor<T>,
+    chain: Arc<Chain<T>>,
+}
 
 /// The end that pops.
-pub struct Head<T>(Arc<Chain<T>>);
+pub struct Head<T> {
+    cursor: Cursor<T>,
+    chain: Arc<Chain<T>>,
+}
+
+// SAFETY: a cursor points into the chain, which is shared; see there.
+unsafe impl<T: Send> Send for Tail<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Head<T> {}
 
 /// An empty queue: its two ends.
 pub fn queue<T>() -> (Tail<T>, Head<T>) {
-    let cursor = || {
-        UnsafeCell::new(Cursor {
-            segment: ptr::null_mut(),
-            slot: 0,
-        })
-    };
     let chain = Arc::new(Chain {
         first: AtomicPtr::new(ptr::null_mut()),
         spare: AtomicPtr::new(ptr::null_mut()),
-        head: cursor(),
-        tail: cursor(),
+        left: UnsafeCell::new(Cursor::start()),
     });
-    (Tail(chain.clone()), Head(chain))
+    let tail = Tail {
+        cursor: Cursor::start(),
+        chain: chain.clone(),
+    };
+    let head = Head {
+        cursor: Cursor::start(),
+        chain,
+    };
+    (tail, head)
+}
+
+impl<T> Cursor<T> {
+    const fn start() -> Self {
+        Self {
+            segment: ptr::null_mut(),
+            slot: 0,
+        }
+    }
 }
 
 impl<T> Tail<T> {
     /// Appends a value.
     #[inline]
     pub fn push(&mut self, value: T) {
-        self.0.tail.with_mut(|tail| {
-            // SAFETY: `&mut self` of the only `Tail` makes this the only access to `tail`.
-            let tail = unsafe { &mut *tail };
-            if tail.segment.is_null() || tail.slot == SLOTS {
-                self.grow(tail);
-            }
-            // SAFETY: the segment lives until the consumer has read all its slots, and the
-            // one at `tail.slot` is not yet `filled`, so the consumer does not look at it.
-            let segment = unsafe { &*tail.segment };
-            segment.slots[tail.slot].with_mut(|slot| {
-                // SAFETY: as just said, nobody else looks at this slot now.
-                unsafe { (*slot).write(value) };
-            });
-            tail.slot += 1;
-            segment.filled.store(tail.slot, Ordering::Release);
+        if self.cursor.segment.is_null() || self.cursor.slot == SLOTS {
+            self.grow();
+        }
+        let slot = self.cursor.slot;
+        // SAFETY: the segment lives until the consumer has read all its slots, and the
+        // one at `slot` is not yet `filled`, so the consumer does not look at it.
+        let segment = unsafe { &*self.cursor.segment };
+        segment.slots[slot].with_mut(|slot| {
+            // SAFETY: as just said, nobody else looks at this slot now.
+            unsafe { (*slot).write(value) };
         });
+        self.cursor.slot = slot + 1;
+        segment.filled.store(slot + 1, Ordering::Release);
     }
 
     #[cold]
-    fn grow(&self, tail: &mut Cursor<T>) {
-        let spare = self.0.spare.swap(ptr::null_mut(), Ordering::AcqRel);
+    fn grow(&mut self) {
+        let spare = self.chain.spare.swap(ptr::null_mut(), Ordering::AcqRel);
         let segment = if spare.is_null() {
             Segment::boxed()
         } else {
             spare
         };
-        if tail.segment.is_null() {
-            self.0.first.store(segment, Ordering::Release);
+        if self.cursor.segment.is_null() {
+            self.chain.first.store(segment, Ordering::Release);
         } else {
             // SAFETY: the consumer frees a segment only after it has seen its `next`, which is
             // this store, the producer's last access to the old segment.
-            unsafe { &*tail.segment }
+            unsafe { &*self.cursor.segment }
                 .next
                 .store(segment, Ordering::Release);
         }
-        *tail = Cursor { segment, slot: 0 };
+        self.cursor = Cursor { segment, slot: 0 };
     }
 }
 
@@ -130,62 +149,53 @@ impl<T> Head<T> {
     /// The oldest value, which stays.
     #[inline]
     pub fn peek(&mut self) -> Option<&T> {
-        self.0.head.with_mut(|head| {
-            // SAFETY: `&mut self` of the only `Head` makes this the only access to `head`.
-            let head = unsafe { &mut *head };
-            let segment = self.readable(head)?;
-            // SAFETY: `readable` says that the slot is written and not yet taken; the reference
-            // borrows `self` mutably, so nothing can pop it meanwhile.
-            Some(segment.slots[head.slot].with(|slot| unsafe { (*slot).assume_init_ref() }))
-        })
+        let segment = self.readable()?;
+        // SAFETY: `readable` says that the slot is written and not yet taken; the reference
+        // borrows `self` mutably, so nothing can pop it meanwhile.
+        Some(segment.slots[self.cursor.slot].with(|slot| unsafe { (*slot).assume_init_ref() }))
     }
 
     /// Takes the oldest value.
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
-        self.0.head.with_mut(|head| {
-            // SAFETY: as in `peek`.
-            let head = unsafe { &mut *head };
-            let segment = self.readable(head)?;
-            let slot = head.slot;
-            head.slot += 1;
-            // SAFETY: the slot is written, and `head.slot` has moved past it, so it is read once.
-            Some(segment.slots[slot].with(|slot| unsafe { (*slot).assume_init_read() }))
-        })
+        let segment = self.readable()?;
+        let slot = self.cursor.slot;
+        self.cursor.slot = slot + 1;
+        // SAFETY: the slot is written, and the cursor has moved past it, so it is read once.
+        Some(segment.slots[slot].with(|slot| unsafe { (*slot).assume_init_read() }))
     }
 
     /// The segment whose slot at the cursor is written, if there is one.
     #[inline]
-    fn readable<'a>(&self, head: &mut Cursor<T>) -> Option<&'a Segment<T>> {
-        if head.segment.is_null() {
-            head.segment = self.0.first.load(Ordering::Acquire);
-            if head.segment.is_null() {
+    fn readable<'a>(&mut self) -> Option<&'a Segment<T>> {
+        if self.cursor.segment.is_null() {
+            self.cursor.segment = self.chain.first.load(Ordering::Acquire);
+            if self.cursor.segment.is_null() {
                 return None;
             }
         }
-        if head.slot == SLOTS && !self.advance(head) {
+        if self.cursor.slot == SLOTS && !self.advance() {
             return None;
         }
         // SAFETY: only this consumer frees segments, and only ones that the cursor has left.
-        let segment = unsafe { &*head.segment };
-        (head.slot < segment.filled.load(Ordering::Acquire)).then_some(segment)
+        let segment = unsafe { &*self.cursor.segment };
+        (self.cursor.slot < segment.filled.load(Ordering::Acquire)).then_some(segment)
     }
 
     #[cold]
-    fn advance(&self, head: &mut Cursor<T>) -> bool {
+    fn advance(&mut self) -> bool {
         // SAFETY: as in `readable`.
-        let next = unsafe { &*head.segment }.next.load(Ordering::Acquire);
+        let next = unsafe { &*self.cursor.segment }
+            .next
+            .load(Ordering::Acquire);
         if next.is_null() {
             return false;
         }
-        let emptied = std::mem::replace(
-            head,
-            Cursor {
-                segment: next,
-                slot: 0,
-            },
-        )
-        .segment;
+        let next = Cursor {
+            segment: next,
+            slot: 0,
+        };
+        let emptied = std::mem::replace(&mut self.cursor, next).segment;
         {
             // SAFETY: the producer has left the segment (it set `next`), all its values are
             // read, and the cursor has moved on: nobody else has a reference.
@@ -193,7 +203,7 @@ impl<T> Head<T> {
             emptied.filled.store(0, Ordering::Relaxed);
             emptied.next.store(ptr::null_mut(), Ordering::Relaxed);
         }
-        let replaced = self.0.spare.swap(emptied, Ordering::AcqRel);
+        let replaced = self.chain.spare.swap(emptied, Ordering::AcqRel);
         if !replaced.is_null() {
             // SAFETY: a spare belongs to whoever swaps it out; it holds no values.
             drop(unsafe { Box::from_raw(replaced) });
@@ -202,12 +212,22 @@ impl<T> Head<T> {
     }
 }
 
+impl<T> Drop for Head<T> {
+    fn drop(&mut self) {
+        let cursor = std::mem::replace(&mut self.cursor, Cursor::start());
+        self.chain.left.with_mut(|left| {
+            // SAFETY: the only `Head`, and the chain is not dropped before it.
+            unsafe { *left = cursor };
+        });
+    }
+}
+
 impl<T> Drop for Chain<T> {
     fn drop(&mut self) {
-        let (mut segment, mut slot) = self.head.with_mut(|head| {
+        let (mut segment, mut slot) = self.left.with_mut(|left| {
             // SAFETY: `&mut self`: both ends are gone.
-            let head = unsafe { &*head };
-            (head.segment, head.slot)
+            let left = unsafe { &*left };
+            (left.segment, left.slot)
         });
         if segment.is_null() {
             segment = self.first.load(Ordering::Acquire);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use super::sync::{
     Mutex,
-    atomic::{AtomicBool, AtomicUsize, Ordering, fence},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
     lock,
 };
 
@@ -14,7 +14,7 @@ use super::sync::{
 pub struct Ring<T> {
     ready: Mutex<VecDeque<T>>,
     length: AtomicUsize,
-    /// The executor sleeps, and the next push must wake it.
+    /// The executor sleeps, and the next push must wake it. Changed under the lock.
     armed: AtomicBool,
 }
 
@@ -32,13 +32,10 @@ impl<T> Ring<T> {
     /// Appends; true: the executor sleeps, and it is the caller's task to wake it.
     #[must_use]
     pub fn push(&self, item: T) -> bool {
-        {
-            let mut ready = lock(&self.ready);
-            ready.push_back(item);
-            self.length.store(ready.len(), Ordering::Relaxed);
-        }
-        fence(Ordering::SeqCst);
-        self.disarm()
+        let mut ready = lock(&self.ready);
+        ready.push_back(item);
+        self.length.store(ready.len(), Ordering::Relaxed);
+        self.take_armed()
     }
 
     /// Takes the first.
@@ -66,21 +63,32 @@ impl<T> Ring<T> {
         self.length.load(Ordering::Relaxed) == 0
     }
 
-    /// The executor is about to sleep. False: there is something to do, or somebody is already
-    /// on the way to wake it; it must look again instead.
+    /// The executor is about to sleep. False: there is something to do; it must look again instead.
     #[must_use]
     pub fn arm(&self) -> bool {
-        // An exchange, as every other write of `armed`: one chain of exchanges has one order, which
-        // is what the model checker can follow.
-        self.armed.swap(true, Ordering::AcqRel);
-        // Either a pusher sees `armed` after its push, or this sees the push.
-        fence(Ordering::SeqCst);
-        self.is_empty() || !self.disarm()
+        let ready = lock(&self.ready);
+        let sleeps = ready.is_empty();
+        self.armed.store(sleeps, Ordering::Relaxed);
+        sleeps
     }
 
     /// Claims the task of waking the executor; at most one gets it.
     #[must_use]
     pub fn disarm(&self) -> bool {
-        self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::AcqRel)
+        // A sleep that begins just now is not the one that the caller means.
+        self.armed.load(Ordering::Relaxed) && {
+            let _still = lock(&self.ready);
+            self.take_armed()
+        }
+    }
+
+    /// Under the lock.
+    #[inline]
+    fn take_armed(&self) -> bool {
+        let armed = self.armed.load(Ordering::Relaxed);
+        if armed {
+            self.armed.store(false, Ordering::Relaxed);
+        }
+        armed
     }
 }

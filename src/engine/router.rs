@@ -4,6 +4,9 @@
 //! remembered as an immutable [`Route`]. Every change of a subscription begins a new
 //! epoch; the gate compares epochs, so that an event never goes by a stale route.
 
+use std::ops::Deref;
+use std::slice;
+
 use hashbrown::HashMap;
 
 use super::lane::Lane;
@@ -15,7 +18,7 @@ use super::topic::Topic;
 /// The lanes of one type, as of one epoch.
 pub struct Route<O: Ops> {
     /// In the order of the subscriptions.
-    pub lanes: Vec<Arc<Lane<O>>>,
+    pub lanes: Lanes<O>,
     /// How many of them are not passive: the outcomes that an event must have.
     pub owed: usize,
     /// The epoch of the subscriptions that it was computed from.
@@ -28,10 +31,18 @@ impl<O: Ops> Route<O> {
     /// To one lane alone, whatever the subscriptions.
     pub(super) fn to(lane: &Arc<Lane<O>>, epoch: u64) -> Self {
         Self {
-            lanes: vec![lane.clone()],
+            lanes: Lanes::One(lane.clone()),
             owed: 1,
             epoch,
             several: false,
+        }
+    }
+
+    /// For who will publish by it soon: a route of many lanes is where it was a moment ago.
+    #[inline]
+    pub fn prefetch(&self) {
+        if let Lanes::One(lane) = &self.lanes {
+            lane.prefetch();
         }
     }
 
@@ -50,6 +61,48 @@ impl<O: Ops> Route<O> {
         let bound = lane.options.bound;
         // More than the lane ever has room for come when it is empty, or they would never.
         lane.depth(level) + copies.count().min(bound) <= bound
+    }
+}
+
+/// Lanes in a row. One alone lies where it is found, and not one step further.
+pub enum Lanes<O: Ops> {
+    /// As of most types.
+    One(Arc<Lane<O>>),
+    /// None, or several.
+    Many(Box<[Arc<Lane<O>>]>),
+}
+
+impl<O: Ops> From<Vec<Arc<Lane<O>>>> for Lanes<O> {
+    fn from(mut lanes: Vec<Arc<Lane<O>>>) -> Self {
+        match lanes.pop() {
+            Some(only) if lanes.is_empty() => Self::One(only),
+            last => {
+                lanes.extend(last);
+                Self::Many(lanes.into())
+            }
+        }
+    }
+}
+
+impl<O: Ops> Deref for Lanes<O> {
+    type Target = [Arc<Lane<O>>];
+
+    #[inline]
+    fn deref(&self) -> &[Arc<Lane<O>>] {
+        match self {
+            Self::One(lane) => slice::from_ref(lane),
+            Self::Many(lanes) => lanes,
+        }
+    }
+}
+
+impl<'a, O: Ops> IntoIterator for &'a Lanes<O> {
+    type Item = &'a Arc<Lane<O>>;
+    type IntoIter = slice::Iter<'a, Arc<Lane<O>>>;
+
+    #[inline]
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 
@@ -197,7 +250,7 @@ impl<O: Ops> Table<O> {
         let several = ids.windows(2).any(|pair| pair[0] == pair[1]);
         let owed = lanes.iter().filter(|lane| !lane.options.passive).count();
         Route {
-            lanes,
+            lanes: lanes.into(),
             owed,
             epoch: self.epoch,
             several,

@@ -3,9 +3,16 @@
 //! The common end, "done everywhere and nobody asked", costs one atomic
 //! subtraction. Everything else goes through the tail, made when first needed.
 
+use std::ptr;
+#[cfg(not(loom))]
+use std::{mem::ManuallyDrop, sync::PoisonError};
+
 use super::lane::{Lane, LaneId};
 use super::ops::Ops;
+use super::prefetch::prefetch;
 use super::router::Route;
+#[cfg(not(loom))]
+use super::sync::{self, Shared};
 use super::sync::{
     Arc, Mutex,
     atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -62,6 +69,22 @@ impl<O: Ops> Default for Tail<O> {
     }
 }
 
+/// What an event has beside its payload, when nobody asks for it any more.
+#[cfg(not(loom))]
+pub struct Rest<O: Ops> {
+    tail: Option<Box<Tail<O>>>,
+    tree: Option<Arc<Tree<O>>>,
+}
+
+#[cfg(not(loom))]
+impl<O: Ops> Rest<O> {
+    /// Whether there is nothing, as mostly.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.tail.is_none() && self.tree.is_none()
+    }
+}
+
 /// The events that one event caused, itself included, as a count. Made when the
 /// first child is published, so that events without children pay nothing, and
 /// shared by all descendants, so that an endless chain of events holds no history.
@@ -109,6 +132,49 @@ impl<O: Ops> Envelope<O> {
             tail: Mutex::new(None),
             tree,
         }
+    }
+
+    /// For who will need the event soon.
+    #[inline]
+    pub fn prefetch(&self) {
+        // The count of those who share it lies before it.
+        const COUNT: usize = size_of::<usize>();
+        prefetch(ptr::from_ref(self).wrapping_byte_sub(COUNT), 2);
+    }
+
+    /// Lets go of an event. If nobody else has it, `last` takes its payload to pieces, and gets what
+    /// else there is.
+    ///
+    /// # Safety
+    /// `last` must drop, or take, every part of the payload once.
+    #[cfg(not(loom))]
+    #[inline]
+    #[allow(unsafe_code)]
+    pub unsafe fn let_go(
+        event: Shared<Self>,
+        last: impl FnOnce(&mut ManuallyDrop<O::Payload>, Rest<O>),
+    ) {
+        let dismantle = |event: &mut ManuallyDrop<Self>| {
+            // All that there is.
+            let Self {
+                payload,
+                state: _,
+                tail,
+                tree,
+            } = &mut **event;
+            // SAFETY: of the values here, each is taken once, and none is looked at any more. The
+            // payload is the caller's affair.
+            unsafe {
+                let tail = ptr::read(tail).into_inner();
+                let rest = Rest {
+                    tail: tail.unwrap_or_else(PoisonError::into_inner),
+                    tree: ptr::read(tree),
+                };
+                last(&mut *ptr::from_mut(payload).cast(), rest);
+            }
+        };
+        // SAFETY: as just said; the state needs no drop.
+        unsafe { sync::let_go(event, dismantle) }
     }
 
     /// The tree that this event's children join.

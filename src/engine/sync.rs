@@ -9,6 +9,8 @@ pub use loom::{
 };
 
 #[cfg(not(loom))]
+use std::mem::ManuallyDrop;
+#[cfg(not(loom))]
 pub use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
     thread,
@@ -63,16 +65,27 @@ pub fn share<T>(value: T) -> Shared<T> {
     Shared::new(value)
 }
 
-/// Lets go; the value, if nobody else shares it.
+/// Lets go. If nobody else shares the value, `last` takes it to pieces where it is: taken out whole,
+/// it would go over the stack.
+///
+/// # Safety
+/// `last` must drop, or take, every part of it once.
+#[cfg(not(loom))]
 #[inline]
-pub fn let_go<T>(shared: Shared<T>) -> Option<T> {
-    #[cfg(not(loom))]
-    return match Shared::try_unique(shared) {
-        Ok(unique) => Some(triomphe::UniqueArc::into_inner(unique)),
-        Err(shared) => Shared::into_unique(shared).map(triomphe::UniqueArc::into_inner),
+#[allow(unsafe_code)]
+pub unsafe fn let_go<T>(shared: Shared<T>, last: impl FnOnce(&mut ManuallyDrop<T>)) {
+    let unique = match Shared::try_unique(shared) {
+        Ok(unique) => unique,
+        Err(shared) => match Shared::into_unique(shared) {
+            Some(unique) => unique,
+            None => return,
+        },
     };
-    #[cfg(loom)]
-    Shared::try_unwrap(shared).ok()
+    let place = Shared::into_raw(unique.shareable()).cast::<ManuallyDrop<T>>();
+    // SAFETY: it comes from `into_raw`, of a value that differs in nothing but its destructor.
+    let mut unique = unsafe { Shared::from_raw(place) };
+    let value = Shared::get_mut(&mut unique);
+    last(value.expect("nobody else shares it"));
 }
 
 /// Locks, and goes on with the data if another thread panicked while it held the

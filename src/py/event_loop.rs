@@ -72,9 +72,14 @@ impl LoopSeat {
     /// The next to be served.
     #[inline]
     pub fn next(&self, py: Python<'_>) -> Option<Work> {
-        self.taken
-            .update(py, VecDeque::pop_front)
-            .or_else(|| self.take_all(py))
+        let next = self.taken.update(py, |taken| {
+            let next = taken.pop_front();
+            if let Some(Work::Lane(after)) = taken.front() {
+                after.prefetch_all();
+            }
+            next
+        });
+        next.or_else(|| self.take_all(py))
     }
 
     fn take_all(&self, py: Python<'_>) -> Option<Work> {

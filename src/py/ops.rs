@@ -42,6 +42,7 @@ pub type Event = Shared<Envelope<PyOps>>;
 pub type PyLane = Arc<Lane<PyOps>>;
 
 /// What runs a lane's events needs to know.
+#[repr(C)] // What every event needs first.
 pub struct Handler {
     /// Called with each event.
     pub callable: Py<PyAny>,
@@ -49,16 +50,16 @@ pub struct Handler {
     pub stand_in: GilCell<Option<Py<PyAny>>>,
     /// Asked first whether the event is wanted.
     pub filter: Option<Py<PyAny>>,
-    /// Gives what events are ordered by.
-    pub order_by: Option<Py<PyAny>>,
     /// How long one run may take, in nanoseconds.
     pub timeout: Option<u64>,
-    /// Which failures may pass; none: there are no retries.
-    pub policy: Option<Policy>,
-    /// Runs in the publisher's context instead of a fresh one.
-    pub publisher_context: bool,
     /// The subscription's name.
     pub name: Py<pyo3::types::PyString>,
+    /// Runs in the publisher's context instead of a fresh one.
+    pub publisher_context: bool,
+    /// Gives what events are ordered by.
+    pub order_by: Option<Py<PyAny>>,
+    /// Which failures may pass; none: there are no retries.
+    pub policy: Option<Policy>,
 }
 
 impl Handler {

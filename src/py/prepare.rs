@@ -272,6 +272,7 @@ fn complete(
         timing,
     } = details;
     let way = way(core, type_.bind(py))?;
+    way.get().route.prefetch();
     if core.settings.by_content && key.is_none() {
         key = Some(walk::content_digest(py, type_.bind(py), data.bind(py))?);
     }

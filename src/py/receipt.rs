@@ -18,7 +18,6 @@ use super::record;
 use super::routes::Way;
 use crate::engine::gate::WaitId;
 use crate::engine::settlement::Outcome;
-use crate::engine::sync;
 
 /// The bus's answer to a publish.
 ///
@@ -128,9 +127,7 @@ impl native::Released for Receipt {
         if let Some(way) = self.way {
             way.drop_ref(py);
         }
-        if let Some(last) = sync::let_go(self.event) {
-            native::attached(py, || drop(last));
-        }
+        record::let_go(py, self.event);
     }
 }
 
@@ -381,7 +378,12 @@ impl native::Pooled for BatchReceipt {
 impl native::Released for BatchReceipt {
     fn release(self, py: Python<'_>) {
         native::attached(py, || {
-            for event in self.events {
+            let mut events = self.events.into_iter();
+            while let Some(event) = events.next() {
+                const AHEAD: usize = 3;
+                if let Some(soon) = events.as_slice().get(AHEAD) {
+                    soon.prefetch();
+                }
                 record::let_go(py, event);
             }
             drop(self.answers);

@@ -1,5 +1,7 @@
 //! What a publish remembers of an event until its last delivery is settled.
 
+use std::mem::ManuallyDrop;
+use std::ptr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,10 +11,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyString};
 
 use super::identity::Identity;
-use super::ops::Event;
+use super::native;
+use super::ops::{Event, PyOps};
 use crate::engine::priority::Priority;
-use crate::engine::settlement::Envelope;
-use crate::engine::sync;
+use crate::engine::settlement::{Envelope, Rest};
 
 /// When the event was made.
 pub enum Stamp {
@@ -201,13 +203,34 @@ impl Record {
 }
 
 /// Lets go of an event: what is last released then would by itself ask, object by object, whether
-/// the thread is attached.
+/// the thread is attached. It need not be told to pyo3 that it is.
 #[inline]
+#[allow(unsafe_code)]
 pub fn let_go(py: Python<'_>, event: Event) {
-    if let Some(Envelope { payload, .. }) = sync::let_go(event) {
-        payload.type_.drop_ref(py);
-        payload.data.drop_ref(py);
-    }
+    let dismantle = |record: &mut ManuallyDrop<Record>, rest: Rest<PyOps>| {
+        // All that there is.
+        let Record {
+            type_,
+            data,
+            seconds: _,
+            number: _,
+            given,
+            extras,
+            priority: _,
+        } = &mut **record;
+        // SAFETY: each is taken once, and not looked at any more.
+        unsafe {
+            let (type_, data) = (ptr::read(type_), ptr::read(data));
+            let (given, extras) = (ptr::read(given), ptr::read(extras));
+            if !rest.is_empty() || given.is_some() || extras.is_some() {
+                native::attached(py, || drop((rest, given, extras)));
+            }
+            type_.drop_ref(py);
+            data.drop_ref(py);
+        }
+    };
+    // SAFETY: as just said; numbers need no drop.
+    unsafe { Envelope::let_go(event, dismantle) };
 }
 
 const _: () = assert!(size_of::<Record>() <= 56);

@@ -2,9 +2,10 @@
 //! publisher uses the same one again and again, and looking at an address is cheaper
 //! than hashing a text and taking a lock.
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -21,78 +22,98 @@ pub struct Way {
     pub event_type: Box<str>,
     /// Where to.
     pub route: Arc<Route<PyOps>>,
+    /// The string that it is found by.
+    type_: Py<PyString>,
 }
 
 impl Way {
+    /// The way of a type, which can be written as text.
+    pub fn of(type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Self>> {
+        let way = Self {
+            event_type: type_.to_str()?.into(),
+            route,
+            type_: type_.clone().unbind(),
+        };
+        Py::new(type_.py(), way)
+    }
+
     /// The way of the same type by another route.
     pub fn by(&self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<Py<Self>> {
-        let event_type = self.event_type.clone();
-        Py::new(py, Self { event_type, route })
+        let way = Self {
+            event_type: self.event_type.clone(),
+            route,
+            type_: self.type_.clone_ref(py),
+        };
+        Py::new(py, way)
+    }
+
+    fn address(&self) -> usize {
+        self.type_.as_ptr() as usize
     }
 }
 
-/// Types that are found by the address of their string alone.
-const PLACES: usize = 8;
+/// Types that are found by the address of their string alone: the last that were new.
+const PLACES: usize = 64;
 /// Types that are remembered before the memory starts anew, as the engine's router does.
 const REMEMBERED: usize = 65_536;
 
-type Remembered = (Py<PyString>, Py<Way>);
-
-/// See the module. It keeps its strings alive, so that an address means one string.
-#[derive(Default)]
+/// See the module. Its ways keep their strings alive, so that an address means one string.
 pub struct Routes {
-    last: [GilCell<Option<Remembered>>; PLACES],
-    all: GilCell<HashMap<usize, Remembered>>,
+    last: [GilCell<Option<Py<Way>>>; PLACES],
+    /// By address. The addresses are with the ways, so that a thousand are found in a few lines of
+    /// the cache.
+    all: GilCell<HashTable<Py<Way>>>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self {
+            last: [const { GilCell::new(None) }; PLACES],
+            all: GilCell::new(HashTable::new()),
+            hasher: DefaultHashBuilder::default(),
+        }
+    }
 }
 
 impl Routes {
-    fn place(&self, type_: &Bound<'_, PyString>) -> &GilCell<Option<Remembered>> {
+    fn place(&self, address: usize) -> &GilCell<Option<Py<Way>>> {
         // Objects are aligned to sixteen bytes.
-        &self.last[(type_.as_ptr() as usize >> 4) % PLACES]
+        &self.last[(address >> 4) % PLACES]
     }
 
     /// The route of this very string.
     #[inline]
     pub fn get(&self, type_: &Bound<'_, PyString>) -> Option<Py<Way>> {
-        let py = type_.py();
-        let found = self.place(type_).read(py, |place| match place {
-            Some((known, way)) if known.as_ptr() == type_.as_ptr() => Some(way.clone_ref(py)),
+        let (py, address) = (type_.py(), type_.as_ptr() as usize);
+        let found = self.place(address).read(py, |way| match way {
+            Some(way) if way.get().address() == address => Some(way.clone_ref(py)),
             _ => None,
         });
-        found.or_else(|| self.recall(type_))
+        found.or_else(|| self.recall(py, address))
     }
 
-    fn recall(&self, type_: &Bound<'_, PyString>) -> Option<Py<Way>> {
-        let (py, address) = (type_.py(), type_.as_ptr() as usize);
-        let way = self.all.read(py, |all| {
-            all.get(&address).map(|(_, way)| way.clone_ref(py))
-        })?;
-        self.note(type_, &way);
-        Some(way)
+    fn recall(&self, py: Python<'_>, address: usize) -> Option<Py<Way>> {
+        let hash = self.hasher.hash_one(address);
+        self.all.read(py, |all| {
+            let found = all.find(hash, |way| way.get().address() == address);
+            found.map(|way| way.clone_ref(py))
+        })
     }
 
-    fn note(&self, type_: &Bound<'_, PyString>, way: &Py<Way>) {
-        let py = type_.py();
-        let remembered = (type_.clone().unbind(), way.clone_ref(py));
-        if let Some((text, way)) = self.place(type_).replace(py, Some(remembered)) {
-            text.drop_ref(py);
-            way.drop_ref(py);
-        }
-    }
-
-    /// Remembers a route.
+    /// Remembers a route of a string that is not remembered.
     pub fn put(&self, type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Way>> {
-        let py = type_.py();
-        let event_type = type_.to_str()?.into();
-        let way = Py::new(py, Way { event_type, route })?;
-        let remembered = (type_.clone().unbind(), way.clone_ref(py));
+        let (py, address) = (type_.py(), type_.as_ptr() as usize);
+        let way = Way::of(type_, route)?;
+        let hash_of = |way: &Py<Way>| self.hasher.hash_one(way.get().address());
+        let remembered = way.clone_ref(py);
         let forgotten = self.all.update(py, |all| {
             let forgotten = (all.len() >= REMEMBERED).then(|| std::mem::take(all));
-            let replaced = all.insert(type_.as_ptr() as usize, remembered);
-            (forgotten, replaced)
+            all.insert_unique(hash_of(&remembered), remembered, hash_of);
+            forgotten
         });
         drop(forgotten);
-        self.note(type_, &way);
+        drop(self.place(address).replace(py, Some(way.clone_ref(py))));
         Ok(way)
     }
 

@@ -18,16 +18,26 @@ use crate::engine::bus::Next;
 use crate::engine::lane::{Entry, Failed};
 use crate::engine::settlement::Outcome;
 
-/// How a delivery ended.
-pub enum End {
-    /// With this outcome, which is no failure.
-    Outcome(Outcome<PyErr>),
+/// How a delivery ended. Mostly well, and that is all: what was more than a word would go over the
+/// stack.
+pub type End = Result<(), Box<Undone>>;
+
+/// How a delivery ended that was not handled.
+pub enum Undone {
+    /// The subscription does not want it.
+    Filtered,
     /// The handler did not succeed.
     Failed(Failed<PyErr>),
-    /// It did not: the bus took the event back.
+    /// It did not end: the bus took the event back.
     PutBack,
     /// The program is being ended; the event goes back, and the exception goes on.
     Ending(PyErr),
+}
+
+impl Undone {
+    fn failed(failed: Failed<PyErr>) -> Box<Self> {
+        Box::new(Self::Failed(failed))
+    }
 }
 
 /// How far a delivery got.
@@ -77,7 +87,8 @@ pub enum Input<'py> {
 }
 
 /// Calls the handler, and steps what it returns if `steps`.
-#[inline]
+// Always inlined, as `finish` is: what they give to each other would else go over the stack.
+#[inline(always)]
 pub fn begin(
     py: Python<'_>,
     active: &Active,
@@ -91,7 +102,7 @@ pub fn begin(
         Ok(prepared) => prepared,
         Err(error) => {
             let end = end(py, lane, error, false);
-            return Progress::Ended(entry, end);
+            return Progress::Ended(entry, Err(end));
         }
     };
     let argument = event.bind(py).clone();
@@ -115,9 +126,9 @@ pub fn begin(
         ended => {
             Event::recycle(py, event);
             let end = match ended {
-                Ok(Called::Filtered) => End::Outcome(Outcome::Filtered),
-                Ok(_) => End::Outcome(Outcome::Done),
-                Err(error) => end(py, lane, error, false),
+                Ok(Called::Filtered) => Err(Box::new(Undone::Filtered)),
+                Ok(_) => Ok(()),
+                Err(error) => Err(end(py, lane, error, false)),
             };
             return Progress::Ended(entry, end);
         }
@@ -127,7 +138,7 @@ pub fn begin(
         Ok(context) => context.expect("a handler runs in its own context or in the executor's"),
         Err(error) => {
             let end = end(py, lane, error, false);
-            return Progress::Ended(entry, end);
+            return Progress::Ended(entry, Err(end));
         }
     };
     let job = Box::new(Job {
@@ -259,7 +270,7 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
         }
         Ok(Sent::Returned(_)) => {
             Event::recycle(py, event);
-            Progress::Ended(entry, End::Outcome(Outcome::Done))
+            Progress::Ended(entry, Ok(()))
         }
         Err(error) => {
             let limit = lane.handler.timeout.filter(|_| timed_out && !recalled);
@@ -267,11 +278,11 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
                 (Some(limit), Kind::Cancelled) => {
                     let late = failure::timed_out(limit as f64 / 1e9);
                     late.set_cause(py, Some(error));
-                    End::Failed(failure::sort(py, &lane, late))
+                    Undone::failed(failure::sort(py, &lane, late))
                 }
                 _ => end(py, &lane, error, recalled),
             };
-            Progress::Ended(entry, end)
+            Progress::Ended(entry, Err(end))
         }
     }
 }
@@ -292,13 +303,13 @@ fn throw<'py>(iterator: &Bound<'py, PyAny>, error: &Bound<'py, PyAny>) -> PyResu
 }
 
 #[cold]
-fn end(py: Python<'_>, lane: &PyLane, error: PyErr, recalled: bool) -> End {
+fn end(py: Python<'_>, lane: &PyLane, error: PyErr, recalled: bool) -> Box<Undone> {
     match failure::kind(py, &error) {
-        Kind::Ending => End::Ending(error),
-        Kind::Cancelled if recalled => End::PutBack,
+        Kind::Ending => Box::new(Undone::Ending(error)),
+        Kind::Cancelled if recalled => Box::new(Undone::PutBack),
         Kind::Cancelled | Kind::Failed => {
             failure::keep_traceback(py, &error);
-            End::Failed(failure::sort(py, lane, error))
+            Undone::failed(failure::sort(py, lane, error))
         }
     }
 }
@@ -306,16 +317,16 @@ fn end(py: Python<'_>, lane: &PyLane, error: PyErr, recalled: bool) -> End {
 /// A handler on a thread cannot be stopped when its time is over: that is recorded when it returns.
 pub fn in_time(py: Python<'_>, lane: &PyLane, end: End, work: u64) -> End {
     match (end, lane.handler.timeout) {
-        (End::Outcome(Outcome::Done), Some(limit)) if work > limit => {
+        (Ok(()), Some(limit)) if work > limit => {
             let late = failure::timed_out(limit as f64 / 1e9);
-            End::Failed(failure::sort(py, lane, late))
+            Err(Undone::failed(failure::sort(py, lane, late)))
         }
         (end, _) => end,
     }
 }
 
 /// Tells the bus how it ended. With `proceed`, the lane's next event.
-#[inline]
+#[inline(always)]
 #[allow(clippy::too_many_arguments)] // of one delivery, and each from elsewhere
 pub fn finish(
     py: Python<'_>,
@@ -327,32 +338,34 @@ pub fn finish(
     proceed: bool,
     now: u64,
 ) -> Result<Option<Next<PyOps>>, PyErr> {
-    match end {
-        End::Outcome(outcome) if entry.letter().is_some() => {
-            let bus = &core.bus;
-            Ok(bus.finish_letter(lane, entry, &outcome, work, proceed, now))
-        }
-        End::Outcome(outcome) => {
-            let next = core
-                .bus
-                .finish(lane, &mut entry, outcome, work, proceed, now);
-            record::let_go(py, entry.event);
-            Ok(next)
-        }
-        End::Failed(failed) => Ok(fail(py, core, lane, entry, &failed, work, proceed, now)),
-        End::PutBack => {
-            core.bus.put_back(lane, entry, now);
-            Ok(None)
-        }
-        End::Ending(error) => {
-            // It would be raised again and again: the subscription is held, before anybody else can
-            // take the event again.
-            core.hold(lane);
-            failure::log_ending(py, lane, &entry, &error);
-            core.bus.put_back(lane, entry, now);
-            Err(error)
-        }
+    let outcome = match end {
+        Ok(()) => Outcome::Done,
+        Err(undone) => match *undone {
+            Undone::Filtered => Outcome::Filtered,
+            Undone::Failed(failed) => {
+                return Ok(fail(py, core, lane, entry, &failed, work, proceed, now));
+            }
+            Undone::PutBack => {
+                core.bus.put_back(lane, entry, now);
+                return Ok(None);
+            }
+            Undone::Ending(error) => {
+                // It would be raised again and again: the subscription is held, before anybody else
+                // can take the event again.
+                core.hold(lane);
+                failure::log_ending(py, lane, &entry, &error);
+                core.bus.put_back(lane, entry, now);
+                return Err(error);
+            }
+        },
+    };
+    let bus = &core.bus;
+    if entry.letter().is_some() {
+        return Ok(bus.finish_letter(lane, entry, &outcome, work, proceed, now));
     }
+    let next = bus.finish(lane, &mut entry, outcome, work, proceed, now);
+    record::let_go(py, entry.into_event());
+    Ok(next)
 }
 
 /// Tells the bus that it failed, and says what becomes of it in the log.

@@ -182,7 +182,7 @@ impl Slot {
                             now = this.now(py)?;
                             let spent = this.is_spent(py)?;
                             // Its lane belongs to the threads.
-                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            this.finish_last(py, &lane, entry, end, started, now)?;
                             if spent {
                                 return this.replace(py);
                             }
@@ -213,7 +213,7 @@ impl Slot {
                         machine = monotonic_ns();
                         now = core.clock.at(py, machine)?;
                         if this.is_spent(py)? {
-                            this.finish(py, &lane, entry, end, started, false, now)?;
+                            this.finish_last(py, &lane, entry, end, started, now)?;
                             return this.replace(py);
                         }
                         let proceed = machine < turn_over
@@ -232,6 +232,7 @@ impl Slot {
         }
     }
 
+    #[inline(always)]
     #[allow(clippy::too_many_arguments)] // as of run::finish
     fn finish(
         &self,
@@ -381,7 +382,7 @@ impl Slot {
         let spent = this.is_spent(py)?;
         // From here on it serves, if no other slot does.
         let serves = core.event_loop().ring.disarm();
-        this.finish_resumed(py, &lane, entry, end, started, now)?;
+        this.finish_last(py, &lane, entry, end, started, now)?;
         if spent {
             return if serves {
                 this.replace(py)
@@ -395,7 +396,9 @@ impl Slot {
         Self::stand_by(slf)
     }
 
-    fn finish_resumed(
+    /// Without taking the next.
+    #[inline(never)]
+    fn finish_last(
         &self,
         py: Python<'_>,
         lane: &PyLane,

@@ -19,7 +19,7 @@ impl<O: Ops> Gate<O> {
         while std::mem::take(&mut waiting) {
             for lane in &lanes {
                 for entry in lane.empty() {
-                    effects.let_go(lane, entry.event);
+                    effects.let_go(lane, entry.into_event());
                     waiting |= !state.waiters.is_empty();
                 }
                 for level in Priority::ALL {

@@ -7,7 +7,7 @@ use crate::engine::lane::{Lane, Overflow};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
-use crate::engine::sync::{Arc, atomic::Ordering};
+use crate::engine::sync::Arc;
 
 pub(super) enum FullLane {
     Exceed,
@@ -96,8 +96,7 @@ impl<O: Ops> State<O> {
         route.lanes.iter().find(|lane| match lane.options.overflow {
             Overflow::Block => {
                 // Nobody overtakes those who wait already.
-                !route.has_room(lane, level)
-                    || lane.waiting[level.index()].load(Ordering::Relaxed) > 0
+                !route.has_room(lane, level) || lane.is_awaited(level)
             }
             Overflow::Reject => !route.has_room(lane, level),
             Overflow::DropOldest | Overflow::DropNew => false,

@@ -443,7 +443,7 @@ impl<O: Ops> Gate<O> {
         let mut state = lock(&self.state);
         let left = lane.close();
         for entry in left {
-            effects.let_go(lane, entry.event);
+            effects.let_go(lane, entry.into_event());
         }
         let door = state.doors[lane.slot].take();
         self.notice_quiet(&mut state, effects);
@@ -487,7 +487,7 @@ impl<O: Ops> Gate<O> {
         let mut state = lock(&self.state);
         for door in state.doors.iter().flatten() {
             for entry in door.lane.forked(now) {
-                effects.let_go(&door.lane, entry.event);
+                effects.let_go(&door.lane, entry.into_event());
             }
         }
         let ids: Vec<u64> = state.waiters.keys().copied().collect();
@@ -593,7 +593,7 @@ impl<O: Ops> State<O> {
         if !lane.has_room(level) {
             match lane.options.overflow {
                 Overflow::DropOldest => match lane.evict(level) {
-                    Some(evicted) => effects.let_go(lane, evicted.event),
+                    Some(evicted) => effects.let_go(lane, evicted.into_event()),
                     // Everything queued had begun before: the newcomer goes instead.
                     None => return Self::turn_away(lane, event, effects),
                 },

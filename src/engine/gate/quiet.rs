@@ -4,10 +4,7 @@ use super::effects::Effects;
 use super::{Gate, State};
 use crate::engine::lane::LaneId;
 use crate::engine::ops::Ops;
-use crate::engine::sync::{
-    atomic::{Ordering, fence},
-    lock,
-};
+use crate::engine::sync::{atomic::Ordering, lock};
 
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +20,9 @@ impl<O: Ops> Gate<O> {
     /// Registers whom to wake when it is so calm; gives it back if so now.
     pub fn when(&self, calm: Calm, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
-        self.draining.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.draining.fetch_add(1, Ordering::Relaxed);
         if state.is(calm) {
-            self.draining.fetch_sub(1, Ordering::SeqCst);
+            self.draining.fetch_sub(1, Ordering::Relaxed);
             return Err(waker);
         }
         state.drainers.push((waker, calm));
@@ -41,9 +37,9 @@ impl<O: Ops> Gate<O> {
     /// To be called after a handler's end in a lane that starts nothing more for now.
     #[inline]
     pub fn after_settlement(&self, effects: &mut Effects<O>) {
-        // Either a drainer sees that the handler has ended, or this sees the drainer.
-        fence(Ordering::SeqCst);
-        if self.draining.load(Ordering::SeqCst) > 0 {
+        // Either a drainer sees that the handler has ended, or this sees the drainer: who comes second
+        // gets the lane's lock from the first.
+        if self.draining.load(Ordering::Relaxed) > 0 {
             self.notice_quiet(&mut lock(&self.state), effects);
         }
     }
@@ -59,7 +55,7 @@ impl<O: Ops> Gate<O> {
             }
         }
         self.draining
-            .fetch_sub(before - state.drainers.len(), Ordering::SeqCst);
+            .fetch_sub(before - state.drainers.len(), Ordering::Relaxed);
     }
 }
 

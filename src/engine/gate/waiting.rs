@@ -15,7 +15,7 @@ use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
-use crate::engine::sync::{Arc, Mutex, Shared, atomic::Ordering, lock};
+use crate::engine::sync::{Arc, Mutex, Shared, lock};
 
 /// A place in the queue before the gate, shared with the publisher.
 pub struct Ticket<O: Ops> {
@@ -293,7 +293,7 @@ impl<O: Ops> State<O> {
         left_line((0, Priority::Critical));
         for lane in &waiter.route.lanes {
             if left_line((lane.id, waiter.level)) {
-                lane.waiting[waiter.level.index()].fetch_sub(1, Ordering::Relaxed);
+                lane.awaits_no_more(waiter.level);
             }
         }
         if let Some(origin) = waiter.origin {

@@ -24,25 +24,28 @@ pub(super) const PARKED: u8 = 16;
 
 /// See the module. One lock, held for some loads and stores; the gate takes it only to
 /// evict and to put off.
+#[repr(C)] // What every event needs first, as of the lane.
 pub(super) struct Consumer<O: Ops> {
-    pub(super) heads: [Head<Entry<O>>; LEVELS],
-    /// What is not in the queues.
-    pub(super) ready: Ready<O>,
-    starts: Starts,
-    pub(super) order: Order,
-    pub(super) keys: Keys<O>,
-    pub(super) holding: Holding<O>,
     /// What keeps the lane from starting anything.
     pub(super) barred: u8,
+    /// An awake lane is not scheduled: somebody who runs it, or holds it back, will look again.
+    pub(super) attended: bool,
+    pub(super) order: Order,
     /// When to ask the breaker again, and when to look for room for the dead.
     ask_at: Nanos,
     pub(super) unpark_at: Nanos,
     /// When somebody comes by.
     armed: Nanos,
-    pub(super) retries: u64,
+    starts: Starts,
+    /// What is not in the queues.
+    pub(super) ready: Ready<O>,
+    pub(super) heads: [Head<Entry<O>>; LEVELS],
     pub(super) tally: Tally,
     pub(super) wait: Latencies,
     pub(super) work: Latencies,
+    pub(super) holding: Holding<O>,
+    pub(super) keys: Keys<O>,
+    pub(super) retries: u64,
 }
 
 /// Where an entry goes that leaves the lane's hand before it is settled, and whose token was to be worked out.
@@ -70,6 +73,7 @@ impl<O: Ops> Consumer<O> {
             keys: Keys::default(),
             holding: Holding::default(),
             barred: 0,
+            attended: false,
             ask_at: NEVER,
             unpark_at: NEVER,
             armed: NEVER,
@@ -272,6 +276,7 @@ impl<O: Ops> Consumer<O> {
     pub(super) fn begin_anew(&mut self) {
         self.keys = Keys::default();
         self.barred &= PAUSED | CLOSED;
+        self.attended = false;
         (self.ask_at, self.unpark_at, self.armed) = (NEVER, NEVER, NEVER);
     }
 

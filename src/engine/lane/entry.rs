@@ -1,5 +1,7 @@
 //! One delivery: an event in one lane, on its way from the gate to its end.
 
+use std::ops::{Deref, DerefMut};
+
 use crate::engine::breaker::Permit;
 use crate::engine::clock::Nanos;
 use crate::engine::ledger::Tallied;
@@ -8,8 +10,11 @@ use crate::engine::priority::Priority;
 use crate::engine::settlement::Envelope;
 use crate::engine::sync::{Arc, Shared};
 
-/// One event in one lane.
-pub struct Entry<O: Ops> {
+/// One event in one lane. It changes hands several times on its way, and each time it is one word.
+pub struct Entry<O: Ops>(Box<Delivery<O>>);
+
+/// What an [`Entry`] is of.
+pub struct Delivery<O: Ops> {
     /// The event's number on the bus.
     pub sequence: u64,
     /// When it was accepted; if that was ahead of its time, when it was due.
@@ -84,6 +89,22 @@ impl<O: Ops> Default for Rare<O> {
 
 const NO_PERMIT: u64 = u64::MAX;
 
+impl<O: Ops> Deref for Entry<O> {
+    type Target = Delivery<O>;
+
+    #[inline]
+    fn deref(&self) -> &Delivery<O> {
+        &self.0
+    }
+}
+
+impl<O: Ops> DerefMut for Entry<O> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Delivery<O> {
+        &mut self.0
+    }
+}
+
 impl<O: Ops> Entry<O> {
     /// For the gate: an event that was accepted.
     #[inline]
@@ -101,7 +122,7 @@ impl<O: Ops> Entry<O> {
                 ..Rare::default()
             })
         });
-        Self {
+        Self(Box::new(Delivery {
             sequence,
             at,
             token,
@@ -110,7 +131,13 @@ impl<O: Ops> Entry<O> {
             permit: NO_PERMIT,
             attempt: 0,
             level,
-        }
+        }))
+    }
+
+    /// The event alone.
+    #[inline]
+    pub fn into_event(self) -> Shared<Envelope<O>> {
+        self.0.event
     }
 
     /// Its rare part, made when first needed.

@@ -14,11 +14,12 @@ use crate::engine::priority::Priority;
 pub(super) const NEVER: Nanos = Nanos::MAX;
 
 /// See the module.
+#[repr(C)] // When the first is due, and then mostly nothing more.
 pub(super) struct Holding<O: Ops> {
-    /// By time and sequence, and in the order of coming where both are equal.
-    waiting: BTreeMap<(Nanos, u64, u64), Held<O>>,
     /// When the first is due.
     next: Nanos,
+    /// By time and sequence, and in the order of coming where both are equal.
+    waiting: BTreeMap<(Nanos, u64, u64), Held<O>>,
     /// How many hold their level back.
     levels: [usize; LEVELS],
     retries: usize,

@@ -86,16 +86,17 @@ impl<O: Ops> Line<O> {
 
 /// The entries that may start, and are not in the queues, by level.
 pub(super) struct Ready<O: Ops> {
-    lines: [Line<O>; LEVELS],
     /// How many there are, so that nobody looks where there are none.
     count: usize,
+    /// Made when first needed, so that the others stay small.
+    lines: Option<Box<[Line<O>; LEVELS]>>,
 }
 
 impl<O: Ops> Default for Ready<O> {
     fn default() -> Self {
         Self {
-            lines: Default::default(),
             count: 0,
+            lines: None,
         }
     }
 }
@@ -108,41 +109,45 @@ impl<O: Ops> Ready<O> {
 
     pub(super) fn insert(&mut self, rank: Rank, entry: Entry<O>) {
         self.count += 1;
-        self.lines[entry.level.index()].insert(rank, entry);
+        let lines = self.lines.get_or_insert_default();
+        lines[entry.level.index()].insert(rank, entry);
     }
 
     pub(super) fn first(&self, level: usize) -> Option<&(Rank, Entry<O>)> {
-        self.lines[level].first()
+        self.lines.as_ref()?[level].first()
     }
 
     pub(super) fn pop(&mut self, level: usize) -> Option<(Rank, Entry<O>)> {
-        let first = self.lines[level].pop()?;
+        let first = self.lines.as_mut()?[level].pop()?;
         self.count -= 1;
         Some(first)
     }
 
     /// See [`Line::oldest`].
     pub(super) fn oldest(&self, level: Priority) -> Option<(u64, usize)> {
-        self.lines[level.index()].oldest()
+        self.lines.as_ref()?[level.index()].oldest()
     }
 
     pub(super) fn remove(&mut self, level: Priority, at: usize) -> Option<(Rank, Entry<O>)> {
-        let entry = self.lines[level.index()].remove(at)?;
+        let entry = self.lines.as_mut()?[level.index()].remove(at)?;
         self.count -= 1;
         Some(entry)
     }
 
     /// With their places in their levels.
     pub(super) fn enumerate(&self) -> impl Iterator<Item = (usize, &(Rank, Entry<O>))> {
-        self.lines.iter().flat_map(Line::enumerate)
+        let lines = self.lines.iter().flat_map(|lines| lines.iter());
+        lines.flat_map(Line::enumerate)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<O>> {
-        self.lines.iter().flat_map(Line::entries)
+        let lines = self.lines.iter().flat_map(|lines| lines.iter());
+        lines.flat_map(Line::entries)
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Entry<O>> {
         self.count = 0;
-        self.lines.iter_mut().flat_map(Line::drain)
+        let lines = self.lines.iter_mut().flat_map(|lines| lines.iter_mut());
+        lines.flat_map(Line::drain)
     }
 }

@@ -24,11 +24,12 @@ use super::breaker::{Change, Permit};
 use super::clock::Nanos;
 use super::ledger::Tallied;
 use super::ops::Ops;
+use super::prefetch::prefetch;
 use super::priority::Priority;
 use super::queue::{Tail, queue};
 use super::sync::{
     Arc, Mutex,
-    atomic::{AtomicU8, AtomicUsize, Ordering},
+    atomic::{AtomicU8, AtomicU32, Ordering},
     lock,
 };
 
@@ -89,37 +90,41 @@ impl<O: Ops> Turn<O> {
     }
 }
 
-/// Nobody has it and it has no work.
+/// Nobody has it and it has no work: the next push schedules it.
 const IDLE: u8 = 0;
-/// It has work and waits for an executor.
-const READY: u8 = 1;
-/// Whoever runs it, or holds it back, will look again.
-const BUSY: u8 = 2;
-/// Set beside any of them by a push.
-const NUDGED: u8 = 4;
+/// It waits for an executor; or, if it is [`Consumer::attended`], whoever runs it, or holds it back,
+/// will look again.
+const AWAKE: u8 = 1;
 
 /// See the module.
+#[repr(C)] // In the order of use: of a thousand lanes in turn, the cache holds none.
 pub struct Lane<O: Ops> {
-    /// Its number.
-    pub id: LaneId,
+    state: AtomicU8,
+    running: AtomicU32,
+    levels: [Level; LEVELS],
     /// Its place at the gate.
     pub(super) slot: usize,
-    /// What it was told.
-    pub options: LaneOptions,
+    seat: Arc<O::Seat>,
     /// What the executor needs to run it.
     pub handler: O::Handler,
-    seat: Arc<O::Seat>,
-    /// What came to each level: written under the gate.
-    entered: [AtomicUsize; LEVELS],
-    /// What left it, less what came back: written under the consumer's lock. The two are apart so
-    /// that neither side needs a locked instruction.
-    left: [AtomicUsize; LEVELS],
-    /// Publishers that wait for room, by level. Written under the gate.
-    pub(super) waiting: [AtomicUsize; LEVELS],
-    running: AtomicUsize,
-    state: AtomicU8,
-    guard: Option<Guard<O>>,
     consumer: Mutex<Consumer<O>>,
+    /// What it was told.
+    pub options: LaneOptions,
+    guard: Option<Guard<O>>,
+    /// Its number.
+    pub id: LaneId,
+}
+
+/// A level in numbers. They come around, long after what they count has filled every memory.
+#[derive(Default)]
+struct Level {
+    /// What came: written under the gate.
+    entered: AtomicU32,
+    /// What left, less what came back: written under the consumer's lock. The two are apart so
+    /// that neither side needs a locked instruction.
+    left: AtomicU32,
+    /// Publishers that wait for room. Written under the gate.
+    waiting: AtomicU32,
 }
 
 /// The pushing ends of a lane's levels. The gate owns them.
@@ -138,20 +143,34 @@ impl<O: Ops> Lane<O> {
         let four = "one queue for each level";
         let consumer = Consumer::new(heads.try_into().ok().expect(four), options.order);
         let lane = Self {
-            id,
+            state: AtomicU8::new(IDLE),
+            running: AtomicU32::new(0),
+            levels: Default::default(),
             slot,
+            seat,
             guard: options.breaker.as_ref().map(Guard::new),
             options,
-            handler,
-            seat,
-            entered: std::array::from_fn(|_| AtomicUsize::new(0)),
-            left: std::array::from_fn(|_| AtomicUsize::new(0)),
-            waiting: std::array::from_fn(|_| AtomicUsize::new(0)),
-            running: AtomicUsize::new(0),
-            state: AtomicU8::new(IDLE),
             consumer: Mutex::new(consumer),
+            handler,
+            id,
         };
         (lane, tails.try_into().ok().expect(four))
+    }
+
+    /// For who will push to the lane soon.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self, 2);
+        prefetch(&self.options, 1);
+    }
+
+    /// For who will run the lane soon.
+    #[inline]
+    pub fn prefetch_all(&self) {
+        self.prefetch();
+        prefetch(&self.handler, 2);
+        // What is used of it lies in front.
+        prefetch(&self.consumer, 5);
     }
 
     /// Where the lane is run.
@@ -173,16 +192,15 @@ impl<O: Ops> Lane<O> {
     /// What has left is looked at first, so that a level may seem fuller than it is, never emptier.
     #[inline]
     fn depth_at(&self, level: usize) -> usize {
-        let left = self.left[level].load(Ordering::Acquire);
-        self.entered[level]
-            .load(Ordering::Acquire)
-            .wrapping_sub(left)
+        let level = &self.levels[level];
+        let left = level.left.load(Ordering::Acquire);
+        level.entered.load(Ordering::Acquire).wrapping_sub(left) as usize
     }
 
     /// Counts an event that leaves a level, or (-1) comes back. Under the consumer's lock.
     #[inline]
-    fn leaves(&self, level: Priority, change: isize) {
-        let left = &self.left[level.index()];
+    fn leaves(&self, level: Priority, change: i32) {
+        let left = &self.levels[level.index()].left;
         let count = left.load(Ordering::Relaxed).wrapping_add_signed(change);
         left.store(count, Ordering::Release);
     }
@@ -197,7 +215,7 @@ impl<O: Ops> Lane<O> {
     /// than it is.
     #[inline]
     pub(super) fn entering(&self, level: Priority) {
-        let entered = &self.entered[level.index()];
+        let entered = &self.levels[level.index()].entered;
         entered.store(
             entered.load(Ordering::Relaxed).wrapping_add(1),
             Ordering::Release,
@@ -207,33 +225,29 @@ impl<O: Ops> Lane<O> {
     /// After a push: whether the lane must be scheduled.
     #[inline]
     pub(super) fn signal(&self) -> bool {
-        // A read-modify-write, though it mostly changes nothing that matters: it comes either before
-        // the one in `rest` (see `enter`), which then sees the push, or after it, and then this sees IDLE.
-        let state = self.state.fetch_or(NUDGED, Ordering::AcqRel) & !NUDGED;
-        state == IDLE && self.wake()
-    }
-
-    #[cold]
-    fn wake(&self) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
-        while state & !NUDGED == IDLE {
-            match self
-                .state
-                .compare_exchange(state, READY, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => return true,
-                Err(now) => state = now,
-            }
-        }
-        false
+        // An exchange, though it mostly changes nothing: it comes either before the one in `rest`,
+        // which then sees the push, or after it, and then this sees IDLE.
+        self.state.swap(AWAKE, Ordering::AcqRel) == IDLE
     }
 
     /// For the gate: one more publisher waits for room. What is seen of the depth after this is
     /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
     /// takes one later sees the waiter.
     pub(super) fn await_room(&self, level: Priority) {
-        self.waiting[level.index()].fetch_add(1, Ordering::Relaxed);
+        let waiting = &self.levels[level.index()].waiting;
+        waiting.fetch_add(1, Ordering::Relaxed);
         drop(lock(&self.consumer));
+    }
+
+    /// Whether publishers wait for room.
+    pub(super) fn is_awaited(&self, level: Priority) -> bool {
+        self.levels[level.index()].waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// For the gate: a publisher waits no more.
+    pub(super) fn awaits_no_more(&self, level: Priority) {
+        let waiting = &self.levels[level.index()].waiting;
+        waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Nothing queued and nothing running. Exact only while nothing can be pushed.
@@ -241,25 +255,21 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return true;
         }
-        let quiet = || {
-            (0..LEVELS).all(|level| self.depth_at(level) == 0)
-                && self.running.load(Ordering::Acquire) == 0
-        };
-        // What goes from a handler back to its queue between the two looks is missed by both.
-        quiet() && {
-            let _still = lock(&self.consumer);
-            quiet()
-        }
+        // Else what goes from a handler back to its queue might be missed in both. And whoever finds
+        // a lane at work has been here before the lane does its next step: see `after_settlement`.
+        let _still = lock(&self.consumer);
+        (0..LEVELS).all(|level| self.depth_at(level) == 0) && self.running() == 0
     }
 
     /// Handlers at work.
+    #[inline]
     pub fn running(&self) -> usize {
-        self.running.load(Ordering::Acquire)
+        self.running.load(Ordering::Acquire) as usize
     }
 
     /// Only ever changed under the consumer's lock, so it needs no locked instruction.
     #[inline]
-    fn set_running(&self, change: isize) {
+    fn set_running(&self, change: i32) {
         let running = self
             .running
             .load(Ordering::Relaxed)
@@ -270,7 +280,7 @@ impl<O: Ops> Lane<O> {
     /// For an executor that was given the lane by [`Seat::schedule`](super::ops::Seat).
     pub fn take(&self, now: Nanos) -> Turn<O> {
         let mut consumer = lock(&self.consumer);
-        self.enter(BUSY);
+        consumer.attended = true;
         self.turn(&mut consumer, true, now)
     }
 
@@ -403,16 +413,22 @@ impl<O: Ops> Lane<O> {
             consumer.tally.count(Tallied::Dropped);
         }
         consumer.begin_anew();
-        for (entered, left) in self.entered.iter().zip(&self.left) {
-            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
-        }
+        self.all_left();
         self.running.store(0, Ordering::Release);
-        self.enter(IDLE);
+        self.state.swap(IDLE, Ordering::AcqRel);
         drop(consumer);
         if let Some(guard) = &self.guard {
             guard.forked(now);
         }
         left
+    }
+
+    /// Counts all that came as gone. Under the consumer's lock.
+    fn all_left(&self) {
+        for level in &self.levels {
+            let entered = level.entered.load(Ordering::Relaxed);
+            level.left.store(entered, Ordering::Release);
+        }
     }
 
     /// Lets go of what may hold the lane from outside.
@@ -449,35 +465,37 @@ impl<O: Ops> Lane<O> {
     /// Takes the next entry if wanted and possible, and says in which state the lane is left.
     #[inline]
     fn turn(&self, consumer: &mut Consumer<O>, take: bool, now: Nanos) -> Turn<O> {
-        let mut turn = Turn {
-            entry: None,
-            token_wanted: false,
-            schedule: false,
-            room_wanted: false,
-            aside: None,
-        };
+        let mut aside = None;
         if consumer.holding.next() <= now {
             consumer.ripen(now);
         }
-        if take {
-            self.start(consumer, now, &mut turn);
-        }
+        let entry = if take {
+            self.start(consumer, now, &mut aside)
+        } else {
+            None
+        };
         if let Some(due) = consumer.arm() {
-            turn.aside().due = Some(due);
+            aside.get_or_insert_default().due = Some(due);
         }
-        if let Some(entry) = &turn.entry {
-            // Under the lock: see `await_room`.
-            turn.room_wanted = self.waiting[entry.level.index()].load(Ordering::Relaxed) > 0;
-            turn.token_wanted = consumer.barred & POPPING != 0;
+        // Under the lock: see `await_room`.
+        let room_wanted = entry
+            .as_ref()
+            .is_some_and(|entry| self.is_awaited(entry.level));
+        let token_wanted = entry.is_some() && consumer.barred & POPPING != 0;
+        let schedule = self.look(consumer);
+        Turn {
+            entry,
+            token_wanted,
+            schedule,
+            room_wanted,
+            aside,
         }
-        turn.schedule = self.look(consumer);
-        turn
     }
 
     /// Whether to schedule the lane. One that is scheduled is looked at anyway.
     #[inline]
     fn look(&self, consumer: &mut Consumer<O>) -> bool {
-        !self.is_ready() && self.rest(consumer)
+        !self.is_scheduled(consumer) && self.rest(consumer)
     }
 
     #[inline]
@@ -498,35 +516,31 @@ impl<O: Ops> Lane<O> {
         consumer.since(level)
     }
 
+    /// Whether it waits for an executor.
     #[inline]
-    fn is_ready(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & !NUDGED == READY
-    }
-
-    /// Under the consumer's lock. Never by a plain store: that would hide the `signal` of a push that
-    /// came just before it from the next one, and `rest` might then not see the event.
-    #[inline]
-    fn enter(&self, state: u8) {
-        self.state.swap(state, Ordering::AcqRel);
+    fn is_scheduled(&self, consumer: &Consumer<O>) -> bool {
+        !consumer.attended && self.state.load(Ordering::Relaxed) == AWAKE
     }
 
     #[inline]
-    fn start(&self, consumer: &mut Consumer<O>, now: Nanos, turn: &mut Turn<O>) {
+    fn start(
+        &self,
+        consumer: &mut Consumer<O>,
+        now: Nanos,
+        aside: &mut Option<Box<Aside<O>>>,
+    ) -> Option<Entry<O>> {
         if !self.may_start(consumer) {
-            return;
+            return None;
         }
         let permit = match &self.guard {
             None => None,
-            Some(guard) => match self.ask(guard, consumer, now, turn) {
-                Some(permit) => Some(permit),
-                None => return,
-            },
+            Some(guard) => Some(self.ask(guard, consumer, now, aside)?),
         };
         let Some(mut entry) = consumer.next(now, |level| self.depth_at(level) == 0) else {
             if permit.is_some() {
-                turn.aside().unused = permit;
+                aside.get_or_insert_default().unused = permit;
             }
-            return;
+            return None;
         };
         entry.permit(permit);
         entry.attempt += 1;
@@ -535,7 +549,7 @@ impl<O: Ops> Lane<O> {
         }
         self.set_running(1);
         self.leaves(entry.level, 1);
-        turn.entry = Some(entry);
+        Some(entry)
     }
 
     /// Leave of the breaker to start one, if there is one to start.
@@ -545,20 +559,20 @@ impl<O: Ops> Lane<O> {
         guard: &Guard<O>,
         consumer: &mut Consumer<O>,
         now: Nanos,
-        turn: &mut Turn<O>,
+        aside: &mut Option<Box<Aside<O>>>,
     ) -> Option<Permit> {
         if !self.has_work(consumer) {
             return None;
         }
         let (answer, change) = guard.ask(now);
         if change.is_some() {
-            turn.aside().change = change;
+            aside.get_or_insert_default().change = change;
         }
         match answer {
             Ok(permit) => Some(permit),
             Err(refused) => {
                 consumer.refuse(refused.retry_at);
-                turn.aside().refused = true;
+                aside.get_or_insert_default().refused = true;
                 None
             }
         }
@@ -569,22 +583,26 @@ impl<O: Ops> Lane<O> {
         !consumer.is_barred() && self.running() < self.options.concurrency
     }
 
-    /// Leaves a lane that is not in the hands of an executor's queue in the state that says who
-    /// looks at it next. True: schedule it.
+    /// Leaves a lane that is not scheduled to who looks at it next. True: schedule it.
     #[inline]
     fn rest(&self, consumer: &mut Consumer<O>) -> bool {
         if !self.may_start(consumer) {
-            // Whoever ends a run, or takes away what bars the lane, comes by here again.
-            if self.state.load(Ordering::Relaxed) & !NUDGED != BUSY {
-                self.enter(BUSY);
+            // Whoever ends a run, or takes away what bars the lane, comes by here again. Unless
+            // a push has just scheduled it: then that executor does.
+            if !consumer.attended {
+                consumer.attended = self.signal();
             }
             return false;
         }
         if self.has_work(consumer) {
-            self.enter(READY);
-            return true;
+            return std::mem::take(&mut consumer.attended) || self.signal();
         }
-        self.enter(IDLE);
+        if !std::mem::take(&mut consumer.attended) {
+            return false;
+        }
+        // Never by a plain store: that would hide the `signal` of a push that came just before it from
+        // the look after it.
+        self.state.swap(IDLE, Ordering::AcqRel);
         self.has_work(consumer) && self.signal()
     }
 }

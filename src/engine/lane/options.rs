@@ -53,21 +53,22 @@ pub enum Letters {
 
 /// What a lane is told when it is made.
 #[derive(Clone)]
+#[repr(C)] // What every event is asked about first.
 pub struct LaneOptions {
-    /// For people and reports.
-    pub name: Box<str>,
+    /// Queued events per level, those included that wait for a time.
+    pub bound: usize,
     /// Handlers that may run at once.
     pub concurrency: usize,
     /// Which of them may not.
     pub order: Order,
     /// What happens when a level is full.
     pub overflow: Overflow,
-    /// Queued events per level, those included that wait for a time.
-    pub bound: usize,
     /// Nobody is owed the handling of its events: they hold up no settlement, drain or stop.
     pub passive: bool,
     /// It gets events when they are accepted, whatever times their publishers have set.
     pub untimed: bool,
+    /// For people and reports.
+    pub name: Box<str>,
     /// Whether and when a failed run is repeated; none: never.
     pub retry: Option<RetryPolicy>,
     /// What waits meanwhile.

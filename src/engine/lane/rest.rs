@@ -4,7 +4,7 @@ use super::consumer::POPPING;
 use super::holding::NEVER;
 use super::{Entry, Lane, Nanos};
 use crate::engine::ops::Ops;
-use crate::engine::sync::{atomic::Ordering, lock};
+use crate::engine::sync::lock;
 
 impl<O: Ops> Lane<O> {
     /// Handlers at work, if no other could be started now; none: one could.
@@ -21,9 +21,7 @@ impl<O: Ops> Lane<O> {
     pub(in crate::engine) fn empty(&self) -> Vec<Entry<O>> {
         let mut consumer = lock(&self.consumer);
         let left = consumer.drain();
-        for (entered, left) in self.entered.iter().zip(&self.left) {
-            left.store(entered.load(Ordering::Relaxed), Ordering::Release);
-        }
+        self.all_left();
         left
     }
 

@@ -42,14 +42,6 @@ impl Default for Delivered {
 }
 
 impl Delivered {
-    /// As [`Fields::release`].
-    #[inline]
-    pub fn release(self, py: Python<'_>) {
-        if let Some(call) = self.call {
-            call.subscription.drop_ref(py);
-        }
-    }
-
     pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         // `extras` is shared, and must not be visited once per owner; see there.
         match &self.call {

@@ -54,6 +54,32 @@ pub struct Fields {
     pub source: Option<Py<PyAny>>,
 }
 
+/// What was among the fields.
+pub struct Objects {
+    type_: Option<Py<PyAny>>,
+    data: Option<Py<PyAny>>,
+    timestamp: Option<Py<PyAny>>,
+    identity: Option<Py<PyAny>>,
+    source: Option<Py<PyAny>>,
+}
+
+impl Objects {
+    /// Drops them, for less than by themselves: each would ask whether the thread is attached.
+    #[inline(always)]
+    pub fn release(self, py: Python<'_>) {
+        let drop_ref = |object: Option<Py<PyAny>>| {
+            if let Some(object) = object {
+                object.drop_ref(py);
+            }
+        };
+        drop_ref(self.type_);
+        drop_ref(self.source);
+        drop_ref(self.timestamp);
+        drop_ref(self.identity);
+        drop_ref(self.data);
+    }
+}
+
 impl Fields {
     pub fn get<'py>(&self, py: Python<'py>, field: Field) -> Option<Bound<'py, PyAny>> {
         match field {
@@ -95,17 +121,24 @@ impl Fields {
         }
     }
 
-    /// Drops them, for less than by themselves: each would ask whether the thread is attached.
+    /// Takes all out, and returns the objects, to be dropped when nothing of the event is borrowed.
     #[inline]
-    pub fn release(self, py: Python<'_>) {
-        let drop_ref = |object: Option<Py<PyAny>>| {
-            if let Some(object) = object {
-                object.drop_ref(py);
-            }
+    pub fn empty(&mut self) -> Objects {
+        let timestamp = match self.timestamp.take() {
+            Some(Stamp::Object(object)) => Some(object),
+            _ => None,
         };
-        drop_ref(self.type_);
-        drop_ref(self.source);
-        drop_ref(self.data);
+        let identity = match self.identity.take() {
+            Some(Identity::Object(object)) => Some(object),
+            _ => None,
+        };
+        Objects {
+            type_: self.type_.take(),
+            data: self.data.take(),
+            timestamp,
+            identity,
+            source: self.source.take(),
+        }
     }
 
     pub fn visit(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -32,11 +32,11 @@ impl Event {
         }
         let emptied = slots::sole(&mut event, |me| {
             (!me.in_dict).then(|| {
-                let fields = std::mem::take(&mut me.fields);
-                (fields, std::mem::take(&mut me.delivered))
+                let call = me.delivered.call.take();
+                (me.fields.empty(), call, me.delivered.extras.take())
             })
         });
-        let Some((fields, delivered)) = emptied else {
+        let Some((fields, call, extras)) = emptied else {
             return;
         };
         let event = event.unbind();
@@ -51,6 +51,9 @@ impl Event {
         drop(surplus);
         // Last: the payload's destructor may be Python code, and deliver events itself.
         fields.release(py);
-        delivered.release(py);
+        if let Some(call) = call {
+            call.subscription.drop_ref(py);
+        }
+        drop(extras);
     }
 }

@@ -88,7 +88,6 @@ impl Redrive {
             .as_ref()
             .and_then(|extras| extras.key.as_ref());
         let token = key.map_or(Ok(0), |key| key.bind(py).hash())? as u64;
-        let event_type = record.type_.bind(py).to_str()?.into();
         let level = record.priority;
         let event: Event = share(Envelope::new(record, None));
         let redelivery = Redelivery {
@@ -108,7 +107,7 @@ impl Redrive {
             self.sink.under_way.remove(&letter.id);
             return Ok(Err(Skipped::NoSubscription));
         };
-        let way = Py::new(py, Way { event_type, route })?;
+        let way = Way::of(event.payload.type_.bind(py), route)?;
         Ok(Ok(Receipt::redelivered(event, way, sequence)))
     }
 

@@ -5,6 +5,7 @@
 
 mod ambient;
 mod async_method;
+mod items;
 mod pool;
 mod shortcut;
 mod slot;
@@ -21,6 +22,7 @@ use pyo3::{PyClass, PyTypeInfo, ffi};
 
 pub use self::ambient::Ambient;
 pub use self::async_method::{Arguments, AsyncMethods};
+pub use self::items::item;
 pub use self::pool::{Pool, Pooled, Released, install_pool, install_release, make};
 pub use self::shortcut::{Method, Shortcut, install_shortcut};
 pub use self::slot::{Slot, install_slot};

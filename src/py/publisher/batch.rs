@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::lane_of;
 use crate::engine::digest::Digest;
@@ -14,6 +14,7 @@ use crate::py::core::Core;
 use crate::py::current::Origin;
 use crate::py::errors::{self, Error};
 use crate::py::event::Event as PyEvent;
+use crate::py::native;
 use crate::py::ops::Event;
 use crate::py::prepare::{Options, Prepared, Then, discard, prepare_and};
 use crate::py::receipt::{Answer, BatchReceipt, Receipt};
@@ -96,17 +97,43 @@ impl Batch {
             answers: Vec::new(),
         };
         let wall = wall_at(monotonic_ns());
-        for (index, item) in events.try_iter()?.enumerate() {
-            let prepared = match item {
-                Ok(item) => batch.prepare_item(py, &item, shared, wall),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = prepared {
+        let mut index = 0;
+        let prepared = match events.cast_exact::<PyList>() {
+            Ok(list) => loop {
+                let Some(item) = native::item(list, index) else {
+                    break Ok(());
+                };
+                if let Err(error) = batch.prepare_item(py, &item, shared, wall) {
+                    break Err(error);
+                }
+                index += 1;
+            },
+            Err(_) => batch.prepare_each(py, events, shared, wall, &mut index),
+        };
+        match prepared {
+            Ok(()) => Ok(batch),
+            Err(error) => {
                 batch.discard_rest();
-                return Err(errors::at_index(py, error, index));
+                Err(errors::at_index(py, error, index))
             }
         }
-        Ok(batch)
+    }
+
+    /// The items of any iterable.
+    #[inline(never)]
+    fn prepare_each(
+        &mut self,
+        py: Python<'_>,
+        events: &Bound<'_, PyAny>,
+        shared: Option<&Options>,
+        wall: f64,
+        index: &mut usize,
+    ) -> PyResult<()> {
+        for item in events.try_iter()? {
+            self.prepare_item(py, &item?, shared, wall)?;
+            *index += 1;
+        }
+        Ok(())
     }
 
     #[inline(always)]
@@ -119,7 +146,12 @@ impl Batch {
     ) -> PyResult<()> {
         let own;
         let (event, data, options) = match item.cast_exact::<PyTuple>() {
-            Ok(pair) if pair.len() == 2 => (pair.get_item(0)?, Some(pair.get_item(1)?), shared),
+            Ok(pair) if pair.len() == 2 => {
+                let [event, data] = pair.as_slice() else {
+                    unreachable!("there are two")
+                };
+                (event.clone(), Some(data.clone()), shared)
+            }
             _ => {
                 let parts =
                     parts_of(py, item, shared).inspect_err(|_| self.core.bus.count_rejected())?;
@@ -174,7 +206,11 @@ impl Batch {
             let now = self.core.now(py)?;
             let event_type = &*way.get().event_type;
             let run = &self.items[self.through..self.through + length];
-            let offers = run.iter().map(|item| {
+            let offers = run.iter().enumerate().map(|(at, item)| {
+                const AHEAD: usize = 4;
+                if let Some(soon) = run.get(at + AHEAD) {
+                    soon.event.prefetch();
+                }
                 let rest = item.rest.as_deref();
                 Offer {
                     event_type,
