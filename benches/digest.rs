@@ -46,7 +46,7 @@ fn index(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("idempotency");
     let digest = |key: u64| Digest::of(&key.to_le_bytes());
     for live in [1, 1_000_000] {
-        let index = Idempotency::<()>::new(u64::MAX, usize::MAX, 7);
+        let mut index = Idempotency::<()>::new(u64::MAX, usize::MAX, 7);
         (0..live).for_each(|key| assert!(!index.check_and_mark(&digest(key), 0)));
         let mut key = 0;
         group.bench_function(format!("duplicate, {live} live"), |bench| {
@@ -59,19 +59,19 @@ fn index(criterion: &mut Criterion) {
                 BatchSize::SmallInput,
             );
         });
-        group.bench_function(format!("claim and drop, {live} live"), |bench| {
+        group.bench_function(format!("look at a vacant key, {live} live"), |bench| {
             bench.iter_batched(
                 || {
                     key += 1;
                     digest(live + key)
                 },
-                |digest| matches!(index.claim(&digest, 1), Claim::Vacant(_)),
+                |digest| index.look(&digest, 1) == Claim::Vacant,
                 BatchSize::SmallInput,
             );
         });
     }
     // As many keys come as expire: what a bus with content keys does all day.
-    let index = Idempotency::<()>::new(1_000_000, usize::MAX, 7);
+    let mut index = Idempotency::<()>::new(1_000_000, usize::MAX, 7);
     let mut now = 0;
     (0..1_000_000).for_each(|key| assert!(!index.check_and_mark(&digest(key), key)));
     group.bench_function("new key while one expires, 1000000 live", |bench| {

@@ -9,13 +9,14 @@
 
 mod plain;
 
+use ironbus::engine::digest::Digest;
 use ironbus::engine::gate::Patience;
 use ironbus::engine::priority::Priority::Normal;
 use ironbus::engine::settlement::Outcome;
 use ironbus::engine::topic::Topic;
 use loom::sync::Arc;
 use loom::{model::Builder, thread};
-use plain::{Bus, Flag, Lane, Published, Seat, options, publish, told};
+use plain::{Bus, Flag, Lane, Published, Seat, options, publish, publish_keyed, told};
 
 fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
     let mut model = Builder::new();
@@ -31,6 +32,8 @@ fn narrow() -> (Arc<Bus>, Arc<Lane>, Arc<Seat>) {
     bus.subscribe(vec![Topic::new("t")], &lane, 0);
     (Arc::new(bus), lane, seat)
 }
+
+const KEY: Digest = Digest([7; 32]);
 
 fn accepted(published: Published) -> u64 {
     match published {
@@ -168,5 +171,61 @@ fn numbers_have_no_gap_and_no_repeat() {
         assert_eq!(lane.depth(Normal), 1, "room in all lanes or in none");
         assert_eq!(wide.depth(Normal), 2);
         seat.scheduled();
+    });
+}
+
+/// A publisher that waits for room gives up while another comes with the same key: that one joins it
+/// and is woken, or comes late enough to find the key free. Either way it takes the key over.
+#[test]
+fn an_equal_key_takes_over_from_who_gave_up() {
+    check(3, || {
+        let (bus, _lane, seat) = narrow();
+        assert_eq!(accepted(publish(&bus, "t", Normal, 1, Patience::Wait)), 1);
+        let Published::Waiting(first) = publish_keyed(&bus, "t", KEY, Patience::Wait) else {
+            panic!("there was no room");
+        };
+        let second = {
+            let bus = bus.clone();
+            thread::spawn(move || {
+                let flag = Flag::default();
+                match publish_keyed(&bus, "t", KEY, Patience::Wait) {
+                    Published::InFlight => Err((bus.join(&KEY, flag.waker()), flag)),
+                    other => Ok(other),
+                }
+            })
+        };
+        assert!(bus.give_up(&first, Some(&KEY), 0));
+        let second = second.join().unwrap().unwrap_or_else(|(joined, flag)| {
+            assert_eq!(told(&flag), usize::from(joined), "nobody told who joined");
+            publish_keyed(&bus, "t", KEY, Patience::Wait)
+        });
+        let Published::Waiting(second) = second else {
+            panic!("the key is still somebody's");
+        };
+        assert!(bus.give_up(&second, Some(&KEY), 0));
+        assert!(matches!(
+            publish_keyed(&bus, "u", KEY, Patience::Wait),
+            Published::Accepted(2)
+        ));
+        seat.scheduled();
+    });
+}
+
+/// Of three with the same key one is accepted, and the others are told.
+#[test]
+fn one_of_three_wins_a_key() {
+    check(2, || {
+        let bus = Arc::new(plain::bus());
+        let offer = |bus: Arc<Bus>| move || publish_keyed(&bus, "t", KEY, Patience::Wait);
+        let others = [(); 2].map(|()| thread::spawn(offer(bus.clone())));
+        let own = offer(bus.clone())();
+        let all = others.map(|other| other.join().unwrap());
+        let won = all
+            .iter()
+            .chain([&own])
+            .filter(|published| matches!(published, Published::Accepted(1)));
+        assert_eq!(won.count(), 1);
+        let (counts, _) = bus.report();
+        assert_eq!((counts.accepted, counts.duplicate), (1, 2));
     });
 }

@@ -1,9 +1,10 @@
-//! The idempotency index under every interleaving of a few threads:
+//! The keys under every interleaving of a few threads that share them behind a lock, as the bus does:
 //! `RUSTFLAGS="--cfg loom" cargo test --release --test loom_idempotency --target-dir target/loom`
 #![cfg(loom)]
 
 use ironbus::engine::digest::Digest;
 use ironbus::engine::idempotency::{Claim, Idempotency};
+use ironbus::engine::sync::lock;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -32,11 +33,11 @@ fn digest(key: u8) -> Digest {
 #[test]
 fn one_of_three_wins_a_key() {
     loom::model(|| {
-        let index = Arc::new(Idempotency::<()>::new(100, 10, 7));
+        let index = Arc::new(Mutex::new(Idempotency::<()>::new(100, 10, 7)));
         let wins = Arc::new(AtomicUsize::new(0));
-        let mark = |index: Arc<Idempotency<()>>, wins: Arc<AtomicUsize>| {
+        let mark = |index: Arc<Mutex<Idempotency<()>>>, wins: Arc<AtomicUsize>| {
             move || {
-                if !index.check_and_mark(&digest(1), 0) {
+                if !lock(&index).check_and_mark(&digest(1), 0) {
                     wins.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -47,29 +48,37 @@ fn one_of_three_wins_a_key() {
             .into_iter()
             .for_each(|thread| thread.join().unwrap());
         assert_eq!(wins.load(Ordering::Relaxed), 1);
-        assert_eq!(index.len(), 1);
+        assert_eq!(lock(&index).len(), 1);
     });
 }
 
 /// A publisher that claims, waits for the claims of others, and fails its event if `fails`.
 /// Returns whether its event was accepted.
-fn publish(index: &Idempotency<Signal>, fails: bool) -> bool {
+fn publish(index: &Mutex<Idempotency<Signal>>, fails: bool) -> bool {
     loop {
-        match index.claim(&digest(1), 0) {
+        let mut keys = lock(index);
+        match keys.look(&digest(1), 0) {
             Claim::Duplicate => return false,
-            Claim::Pending(pending) => {
+            Claim::Pending => {
+                // As on the bus: the claim may be decided before it is joined.
+                drop(keys);
                 let signal = Signal::default();
-                pending.join(signal.clone());
-                wait(&signal);
+                if lock(index).join(&digest(1), signal.clone()).is_ok() {
+                    wait(&signal);
+                }
             }
-            Claim::Vacant(vacant) => {
-                vacant.hold();
+            Claim::Vacant => {
+                keys.hold(&digest(1));
+                drop(keys);
                 thread::yield_now();
-                wake(if fails {
-                    index.release(&digest(1))
+                let mut keys = lock(index);
+                let joined = if fails {
+                    keys.release(&digest(1))
                 } else {
-                    index.commit(&digest(1), 0)
-                });
+                    keys.commit(&digest(1), 0)
+                };
+                drop(keys);
+                wake(joined);
                 return !fails;
             }
         }
@@ -82,7 +91,7 @@ fn publishers(fails: &'static [bool]) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(move || {
-        let index = Arc::new(Idempotency::<Signal>::new(100, 10, 7));
+        let index = Arc::new(Mutex::new(Idempotency::<Signal>::new(100, 10, 7)));
         let threads: Vec<_> = fails[1..]
             .iter()
             .map(|&fails| {
@@ -95,7 +104,7 @@ fn publishers(fails: &'static [bool]) {
         // Loom fails the test by itself if somebody waits for ever.
         let wins = others.filter(|&won| won).count() + usize::from(first);
         assert_eq!(wins, usize::from(accepted));
-        assert_eq!(index.len(), usize::from(accepted));
+        assert_eq!(lock(&index).len(), usize::from(accepted));
     });
 }
 
@@ -120,16 +129,16 @@ fn eviction_keeps_the_limit() {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
     model.check(|| {
-        let index = Arc::new(Idempotency::<()>::new(100, 1, 7));
+        let index = Arc::new(Mutex::new(Idempotency::<()>::new(100, 1, 7)));
         let other = {
             let index = index.clone();
             thread::spawn(move || {
-                (1..3).for_each(|key| assert!(!index.check_and_mark(&digest(key), 1)))
+                (1..3).for_each(|key| assert!(!lock(&index).check_and_mark(&digest(key), 1)))
             })
         };
-        (3..5).for_each(|key| assert!(!index.check_and_mark(&digest(key), 1)));
+        (3..5).for_each(|key| assert!(!lock(&index).check_and_mark(&digest(key), 1)));
         other.join().unwrap();
-        assert_eq!(index.len(), 1);
-        assert_eq!(index.evicted(), 3);
+        assert_eq!(lock(&index).len(), 1);
+        assert_eq!(lock(&index).evicted(), 3);
     });
 }

@@ -5,12 +5,10 @@
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{
-    Admission, Calm, Effects, Gate, Offer, Patience, Redelivery, Report, Run, Ticket, WaitId,
-};
-use super::idempotency::{Claim, Idempotency};
+pub use super::gate::Published;
+use super::gate::{Calm, Effects, Gate, Offer, Patience, Redelivery, Report, Run, Ticket, WaitId};
+use super::idempotency::Idempotency;
 use super::lane::{Aside, Entry, Finished, Lane, LaneId, LaneOptions, Turn};
-use super::ledger::Ended;
 use super::ops::{Alarm, Ops, Seat, wake_all};
 use super::router::Route;
 use super::settlement::Outcome;
@@ -21,22 +19,6 @@ use super::sync::{
 use super::timers::Timers;
 use super::topic::Topic;
 use super::{breaker, timers};
-
-/// What became of a publish.
-pub enum Published<O: Ops> {
-    /// Accepted under this number.
-    Accepted(u64),
-    /// Accepted under this number and kept until the bus is started.
-    Held(u64),
-    /// An event with this key was accepted before.
-    Duplicate,
-    /// An event with this key is on its way: [`Bus::join`] it, and publish again when woken.
-    InFlight,
-    /// Waits for room.
-    Waiting(Arc<Ticket<O>>),
-    /// Refused; nothing is left of it.
-    Refused(EngineError),
-}
 
 /// The next event of a lane for an executor.
 pub struct Next<O: Ops> {
@@ -52,7 +34,6 @@ const UNHEARD_IN_A_ROW: usize = 64;
 /// See the module.
 pub struct Bus<O: Ops> {
     gate: Gate<O>,
-    keys: Idempotency<O::Waker>,
     timers: Timers,
     alarm: O::Alarm,
     pub(super) sink: O::Sink,
@@ -71,8 +52,7 @@ impl<O: Ops> Bus<O> {
     /// A bus that is not open yet. `kept` is how many events it keeps until it is.
     pub fn new(kept: usize, keys: Idempotency<O::Waker>, alarm: O::Alarm, sink: O::Sink) -> Self {
         Self {
-            gate: Gate::new(kept),
-            keys,
+            gate: Gate::new(kept, keys),
             timers: Timers::default(),
             alarm,
             sink,
@@ -86,13 +66,13 @@ impl<O: Ops> Bus<O> {
         &self.sink
     }
 
-    /// The keys that were seen.
-    pub fn keys(&self) -> &Idempotency<O::Waker> {
-        &self.keys
+    /// Does something with the keys that were seen. See [`Gate::with_keys`].
+    pub fn with_keys<R>(&self, act: impl FnOnce(&mut Idempotency<O::Waker>) -> R) -> R {
+        self.gate.with_keys(act)
     }
 
-    /// Claims the key, and brings the event before the gate. `route` may be stale; then the one
-    /// that counted is left in `rerouted`.
+    /// Brings an event before the gate. `route` may be stale; then the one that counted is left in
+    /// `rerouted`.
     #[inline]
     pub fn publish(
         &self,
@@ -104,38 +84,11 @@ impl<O: Ops> Bus<O> {
         now: Nanos,
     ) -> Published<O> {
         let mut effects = Effects::default();
-        let Some(key) = key else {
-            let admission =
-                self.gate
-                    .admit(offer, route, rerouted, patience, None, now, &mut effects);
-            self.carry_out(effects, now);
-            return admission.into();
-        };
-        let vacant = match self.keys.claim(key, now) {
-            Claim::Vacant(vacant) => vacant,
-            Claim::Pending(_) => return Published::InFlight,
-            Claim::Duplicate => {
-                self.gate.count(Ended::Duplicate);
-                return Published::Duplicate;
-            }
-        };
-        let admission = self.gate.admit(
-            offer,
-            route,
-            rerouted,
-            patience,
-            Some(key),
-            now,
-            &mut effects,
-        );
-        match &admission {
-            Admission::Accepted(_) | Admission::Held(_) => vacant.commit(now),
-            Admission::Waiting(_) => vacant.hold(),
-            // The key is as free as it was.
-            Admission::Refused(_) => drop(vacant),
-        }
+        let published = self
+            .gate
+            .admit(offer, route, rerouted, patience, key, now, &mut effects);
         self.carry_out(effects, now);
-        admission.into()
+        published
     }
 
     /// Publishes events without keys until one does not get in at once. See [`Gate::admit_run`].
@@ -167,14 +120,9 @@ impl<O: Ops> Bus<O> {
     }
 
     /// Waits for the fate of the event in flight that has this key; false: it is decided already.
-    pub fn join(&self, key: &Digest, waker: O::Waker, now: Nanos) -> bool {
-        match self.keys.claim(key, now) {
-            Claim::Pending(claim) => {
-                claim.join(waker);
-                true
-            }
-            Claim::Duplicate | Claim::Vacant(_) => false,
-        }
+    pub fn join(&self, key: &Digest, waker: O::Waker) -> bool {
+        // A waker that comes back is dropped after the lock.
+        self.with_keys(|keys| keys.join(key, waker)).is_ok()
     }
 
     /// Ends a wait for room. False: the event had been accepted, and that stands; or refused.
@@ -182,7 +130,7 @@ impl<O: Ops> Bus<O> {
         let mut effects = Effects::default();
         let given_up = self.gate.give_up(ticket, now, &mut effects);
         if given_up && let Some(key) = key {
-            wake_all(self.keys.release(key));
+            wake_all(self.with_keys(|keys| keys.release(key)));
         }
         self.carry_out(effects, now);
         given_up
@@ -450,10 +398,10 @@ impl<O: Ops> Bus<O> {
         }
         let (seen, free) = effects.carry_out();
         for key in seen {
-            wake_all(self.keys.commit(&key, now));
+            wake_all(self.with_keys(|keys| keys.commit(&key, now)));
         }
         for key in free {
-            wake_all(self.keys.release(&key));
+            wake_all(self.with_keys(|keys| keys.release(&key)));
         }
     }
 
@@ -511,7 +459,7 @@ impl<O: Ops> Bus<O> {
 
     /// Counts a publish that was refused before it came here.
     pub fn count_rejected(&self) {
-        self.gate.count(Ended::Rejected);
+        self.gate.count_rejected();
     }
 
     /// A publisher begins to wait for the fate of an equal key, or stops doing so.
@@ -538,16 +486,5 @@ impl<O: Ops> Bus<O> {
     /// Events that are kept for the start.
     pub fn kept(&self) -> usize {
         self.gate.held()
-    }
-}
-
-impl<O: Ops> From<Admission<O>> for Published<O> {
-    fn from(admission: Admission<O>) -> Self {
-        match admission {
-            Admission::Accepted(sequence) => Self::Accepted(sequence),
-            Admission::Held(sequence) => Self::Held(sequence),
-            Admission::Waiting(ticket) => Self::Waiting(ticket),
-            Admission::Refused(error) => Self::Refused(error),
-        }
     }
 }

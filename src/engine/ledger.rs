@@ -21,15 +21,6 @@ pub struct Counts {
     pub cancelled: u64,
 }
 
-/// Why a publish that never came before the gate ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Its key was seen.
-    Duplicate,
-    /// It was not valid.
-    Rejected,
-}
-
 /// Outcomes, as the ledger counts them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tallied {

@@ -11,6 +11,7 @@ use super::errors::Error;
 use super::walk;
 use crate::engine::digest::Digest;
 use crate::engine::idempotency::Idempotency;
+use crate::engine::sync::{Mutex, lock};
 
 /// The longest time that a key may be remembered, in seconds: some thirty years.
 const LONGEST: f64 = 1e9;
@@ -44,7 +45,7 @@ pub fn content_key<'py>(
 /// At the limit the oldest key goes, and is counted in `evicted`.
 #[pyclass(frozen, subclass, weakref, module = "ironbus._core")]
 pub struct IdempotencyManager {
-    keys: Idempotency<()>,
+    keys: Mutex<Idempotency<()>>,
     clock: Clock,
 }
 
@@ -72,7 +73,11 @@ impl IdempotencyManager {
             return Err(Error::InvalidOption.exception(py, "clock", text));
         }
         Ok(Self {
-            keys: Idempotency::new((ttl * 1e9).round() as u64, max_keys, seed()),
+            keys: Mutex::new(Idempotency::new(
+                (ttl * 1e9).round() as u64,
+                max_keys,
+                seed(),
+            )),
             clock: Clock::new(clock.map(Bound::unbind)),
         })
     }
@@ -86,7 +91,7 @@ impl IdempotencyManager {
     ) -> PyResult<bool> {
         let digest = digest(event_type, event_data)?;
         let now = self.clock.now(py)?;
-        Ok(self.keys.check_and_mark(&digest, now))
+        Ok(lock(&self.keys).check_and_mark(&digest, now))
     }
 
     /// Forgets an event before its time. False if it was not known.
@@ -97,14 +102,18 @@ impl IdempotencyManager {
         event_data: &Bound<'_, PyAny>,
     ) -> PyResult<bool> {
         let digest = digest(event_type, event_data)?;
+        let now = self.clock.now(py)?;
+        let mut keys = lock(&self.keys);
         // A key that has expired is not known, whether or not anybody has looked since.
-        self.keys.sweep(self.clock.now(py)?);
-        Ok(self.keys.forget(&digest))
+        keys.expire(now);
+        Ok(keys.forget(&digest))
     }
 
     fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
-        self.keys.sweep(self.clock.now(py)?);
-        Ok(self.keys.len())
+        let now = self.clock.now(py)?;
+        let mut keys = lock(&self.keys);
+        keys.expire(now);
+        Ok(keys.len())
     }
 
     /// Always: a manager is not its keys.
@@ -115,7 +124,7 @@ impl IdempotencyManager {
     /// How many keys went before their time because of the limit.
     #[getter]
     fn evicted(&self) -> u64 {
-        self.keys.evicted()
+        lock(&self.keys).evicted()
     }
 
     // There is no `__clear__`: the clock never changes, and a cycle through it also goes through

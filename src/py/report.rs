@@ -24,8 +24,9 @@ pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<
     report.set_item("now", now)?;
     report.set_item("uptime", seconds(core.uptime(now)))?;
     report.set_item("ran", seconds(core.ran(now)))?;
-    report.set_item("keys", core.bus.keys().len())?;
-    report.set_item("evicted", core.bus.keys().evicted())?;
+    let (live, evicted) = core.bus.with_keys(|keys| (keys.len(), keys.evicted()));
+    report.set_item("keys", live)?;
+    report.set_item("evicted", evicted)?;
     report.set_item("kept", core.bus.kept())?;
     report.set_item("kept_bound", core.settings.max_queue_size)?;
     report.set_item("threads_bound", core.pool().most_threads())?;

@@ -185,7 +185,7 @@ impl Harness {
         } else {
             return Ok(false);
         };
-        Ok(core.bus.keys().forget(&digest))
+        Ok(core.bus.with_keys(|keys| keys.forget(&digest)))
     }
 
     /// Lets go of a loop that was closed under the started bus. Events go back to their lanes; the

@@ -2,6 +2,7 @@
 //! a list of scheduled lanes as a seat. Shared by the tests of the engine.
 #![allow(dead_code)] // each test binary uses its part
 
+use ironbus::engine::digest::Digest;
 use ironbus::engine::gate::{Offer, Patience, Timing};
 use ironbus::engine::idempotency::Idempotency;
 use ironbus::engine::lane::{self, Holds, LaneOptions, Letters, Order, Overflow};
@@ -238,6 +239,27 @@ pub fn offer(
 }
 
 /// Publishes an event that comes at its time.
+/// An event with an idempotency key.
+pub fn publish_keyed(bus: &Bus, event_type: &str, key: Digest, patience: Patience) -> Published {
+    let event = event(0);
+    let offer = Offer {
+        event_type,
+        level: Priority::Normal,
+        token: 0,
+        event: &event,
+        origin: None,
+        timing: None,
+    };
+    bus.publish(
+        &offer,
+        &bus.route(event_type),
+        &mut None,
+        Some(&key),
+        patience,
+        0,
+    )
+}
+
 pub fn publish_timed(
     bus: &Bus,
     event_type: &str,

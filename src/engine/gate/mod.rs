@@ -26,8 +26,9 @@ use self::waiting::Waiter;
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
+use super::idempotency::{Claim, Idempotency};
 use super::lane::{Entry, Lane, LaneId, LaneOptions, LaneReport, Overflow, Tails};
-use super::ledger::{Counts, Ended};
+use super::ledger::Counts;
 use super::ops::Ops;
 use super::priority::Priority;
 use super::router::{Route, Router};
@@ -76,12 +77,17 @@ pub struct Timing {
     pub expires: Option<Nanos>,
 }
 
-/// The gate's answer.
-pub enum Admission<O: Ops> {
+/// What became of a publish.
+pub enum Published<O: Ops> {
     /// Accepted under this number.
     Accepted(u64),
     /// Accepted under this number and kept until the bus is started.
     Held(u64),
+    /// An event with this key was accepted before.
+    Duplicate,
+    /// An event with this key is on its way: [join](super::bus::Bus::join) it, and publish again when
+    /// woken.
+    InFlight,
     /// In the queue before the gate.
     Waiting(Arc<Ticket<O>>),
     /// Not accepted, and no trace of it is left.
@@ -124,6 +130,7 @@ pub type Report<O> = (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>);
 
 struct State<O: Ops> {
     epoch: u64,
+    keys: Idempotency<O::Waker>,
     open: bool,
     bound: usize,
     lanes_made: LaneId,
@@ -152,9 +159,10 @@ pub struct Gate<O: Ops> {
 
 impl<O: Ops> Gate<O> {
     /// A closed gate that keeps up to `bound` events until it is opened.
-    pub fn new(bound: usize) -> Self {
+    pub fn new(bound: usize, keys: Idempotency<O::Waker>) -> Self {
         let state = State {
             epoch: 0,
+            keys,
             open: false,
             bound,
             lanes_made: 0,
@@ -186,8 +194,8 @@ impl<O: Ops> Gate<O> {
         self.router.remembered(event_type)
     }
 
-    /// Lets an event in if there is room in all its lanes, by `route` if that is not stale; else by
-    /// the one that is left in `rerouted`.
+    /// Lets an event in if its key, where it has one, is nobody's and there is room in all its lanes,
+    /// by `route` if that is not stale; else by the one that is left in `rerouted`.
     #[inline]
     #[allow(clippy::too_many_arguments)]
     pub fn admit(
@@ -199,15 +207,39 @@ impl<O: Ops> Gate<O> {
         claim: Option<&Digest>,
         now: Nanos,
         effects: &mut Effects<O>,
-    ) -> Admission<O> {
+    ) -> Published<O> {
         let mut state = lock(&self.state);
+        if let Some(key) = claim {
+            match state.keys.look(key, now) {
+                Claim::Vacant => {}
+                Claim::Pending => return Published::InFlight,
+                Claim::Duplicate => {
+                    state.counts.offered += 1;
+                    state.counts.duplicate += 1;
+                    return Published::Duplicate;
+                }
+            }
+        }
         let route = self.current(&state, offer, route, rerouted);
-        let admission = self.admit_one(&mut state, offer, route, patience, claim, now, effects);
+        let published = self.admit_one(&mut state, offer, route, patience, claim, now, effects);
+        if let Some(key) = claim {
+            match published {
+                Published::Accepted(_) | Published::Held(_) => state.keys.mark(key, now),
+                Published::Waiting(_) => state.keys.hold(key),
+                // The key is as free as it was.
+                _ => {}
+            }
+        }
         drop(state);
-        if matches!(admission, Admission::Accepted(_)) {
+        if matches!(published, Published::Accepted(_)) {
             signal(route);
         }
-        admission
+        published
+    }
+
+    /// Does something with the keys that were seen.
+    pub fn with_keys<R>(&self, act: impl FnOnce(&mut Idempotency<O::Waker>) -> R) -> R {
+        act(&mut lock(&self.state).keys)
     }
 
     /// Lets events of one type in, one after the other, until one does not get in at once; that one
@@ -240,20 +272,23 @@ impl<O: Ops> Gate<O> {
                 now,
                 effects,
             ) {
-                Admission::Accepted(sequence) | Admission::Held(sequence) => {
+                Published::Accepted(sequence) | Published::Held(sequence) => {
                     if run.count == 0 {
                         run.first = sequence;
                     }
                     run.count += 1;
                 }
-                Admission::Refused(_) => {
+                Published::Refused(_) => {
                     // Not the end of this publish: its publisher comes back with it.
                     state.counts.offered -= 1;
                     state.counts.rejected -= 1;
                     run.refused = true;
                     break;
                 }
-                Admission::Waiting(_) => unreachable!("an impatient offer does not wait"),
+                Published::Waiting(_) => unreachable!("an impatient offer does not wait"),
+                Published::Duplicate | Published::InFlight => {
+                    unreachable!("an event of a run has no key")
+                }
             }
         }
         drop(state);
@@ -288,7 +323,7 @@ impl<O: Ops> Gate<O> {
         claim: Option<&Digest>,
         now: Nanos,
         effects: &mut Effects<O>,
-    ) -> Admission<O> {
+    ) -> Published<O> {
         let state = &mut **state;
         state.counts.offered += 1;
         if !state.open {
@@ -305,11 +340,11 @@ impl<O: Ops> Gate<O> {
                     for lane in &route.lanes {
                         self.admit_waiters(state, lane.id, offer.level, now, effects);
                     }
-                    return Admission::Waiting(ticket);
+                    return Published::Waiting(ticket);
                 }
                 FullLane::Refuse(error) => {
                     state.counts.rejected += 1;
-                    return Admission::Refused(error);
+                    return Published::Refused(error);
                 }
             }
         }
@@ -328,14 +363,14 @@ impl<O: Ops> Gate<O> {
                 effects,
             );
         }
-        Admission::Accepted(sequence)
+        Published::Accepted(sequence)
     }
 
-    fn hold(&self, state: &mut State<O>, offer: &Offer<'_, O>, now: Nanos) -> Admission<O> {
+    fn hold(&self, state: &mut State<O>, offer: &Offer<'_, O>, now: Nanos) -> Published<O> {
         if state.held.len() >= state.bound {
             // No handler runs that could ever make room: to wait would be for ever.
             state.counts.rejected += 1;
-            return Admission::Refused(EngineError::NotStarted { bound: state.bound });
+            return Published::Refused(EngineError::NotStarted { bound: state.bound });
         }
         let sequence = self.sequencer.next_in_turn();
         state.counts.accepted += 1;
@@ -348,17 +383,14 @@ impl<O: Ops> Gate<O> {
             event: offer.event.clone(),
             timing: offer.timing.copied(),
         });
-        Admission::Held(sequence)
+        Published::Held(sequence)
     }
 
-    /// Counts a publish that ended before the gate.
-    pub fn count(&self, ended: Ended) {
+    /// Counts a publish that was refused before the gate.
+    pub fn count_rejected(&self) {
         let counts = &mut lock(&self.state).counts;
         counts.offered += 1;
-        match ended {
-            Ended::Duplicate => counts.duplicate += 1,
-            Ended::Rejected => counts.rejected += 1,
-        }
+        counts.rejected += 1;
     }
 
     /// A publish waits for the fate of an equal key (`true`), or does so no more.

@@ -97,7 +97,7 @@ pub(super) fn publish_prepared_sync(
             Published::InFlight => {
                 let signal = Arc::new(Signal::default());
                 let key = prepared.key.as_ref().expect("only keys are in flight");
-                if core.bus.join(key, Waker::Thread(signal.clone()), now) {
+                if core.bus.join(key, Waker::Thread(signal.clone())) {
                     core.bus.count_joined(true);
                     if let Err(error) = blocked(&mut || signal.wait(py, None)) {
                         core.bus.count_cancelled();

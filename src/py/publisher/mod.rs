@@ -136,7 +136,7 @@ fn not_at_once(
                 let (waker, future) = FutureWaker::new(py)?;
                 block_on(&future)?;
                 let key = prepared.key.as_ref().expect("only keys are in flight");
-                if !core.bus.join(key, Waker::Future(waker), now) {
+                if !core.bus.join(key, Waker::Future(waker)) {
                     published = prepared.publish(py, &core.bus, origin, Patience::Wait, now)?;
                     continue;
                 }
