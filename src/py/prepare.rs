@@ -184,10 +184,12 @@ pub fn prepare<'py>(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    prepare_and(py, core, event, data, options, origin, wall, Nothing).map_err(|error| *error)
+    let prepared = prepare_and(py, core, event, data, options, origin, || wall, Nothing);
+    prepared.map_err(|error| *error)
 }
 
-/// The same, and what comes next: most of it in registers then. So the error is boxed, as a result
+/// The same, and what comes next: most of it in registers then. The time is asked for once, as late as
+/// can be, so that the processor looks at its clock while it still works at the digest. So the error is boxed, as a result
 /// that has it in itself is too large for them.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // as of `prepare`
@@ -198,7 +200,7 @@ pub fn prepare_and<'py, T: Then>(
     data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
-    wall: f64,
+    wall: impl FnOnce() -> f64,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
     prepare_parts(py, core, event, data, options, origin, wall, next)
@@ -214,7 +216,7 @@ fn prepare_parts<'py, T: Then>(
     data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
-    wall: f64,
+    wall: impl FnOnce() -> f64,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
     let plain = options.is_none() && origin.is_none() && !core.wants_contexts();
@@ -227,17 +229,17 @@ fn prepare_parts<'py, T: Then>(
                 _ => PyDict::new(py).into_any().unbind(),
             };
             let number = identity::next_number();
-            let parts = (type_.unbind(), data, wall, number, None);
+            let parts = (type_.unbind(), data, number, None);
             if plain {
-                let prepared = complete(py, core, parts, Details::default(), None)?;
+                let prepared = complete(py, core, parts, wall, Details::default(), None)?;
                 Ok(next.then(prepared))
             } else {
-                detailed_and(py, core, parts, options, origin, next)
+                detailed_and(py, core, parts, wall, options, origin, next)
             }
         }
         Err(other) => {
-            let parts = parts_of(py, &other.into_inner(), wall)?;
-            detailed_and(py, core, parts, options, origin, next)
+            let (parts, seconds) = parts_of(py, &other.into_inner(), wall())?;
+            detailed_and(py, core, parts, || seconds, options, origin, next)
         }
     }
 }
@@ -247,12 +249,13 @@ fn detailed_and<T: Then>(
     py: Python<'_>,
     core: &Core,
     parts: Parts,
+    wall: impl FnOnce() -> f64,
     options: Option<&Options>,
     origin: Option<&Origin>,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
     let details = details(py, core, options, origin)?;
-    let prepared = complete(py, core, parts, details, origin)?;
+    let prepared = complete(py, core, parts, wall, details, origin)?;
     Ok(next.then(prepared))
 }
 
@@ -260,7 +263,8 @@ fn detailed_and<T: Then>(
 fn complete(
     py: Python<'_>,
     core: &Core,
-    (type_, data, seconds, number, given): Parts,
+    (type_, data, number, given): Parts,
+    wall: impl FnOnce() -> f64,
     details: Details,
     origin: Option<&Origin>,
 ) -> Result<Prepared, Box<PyErr>> {
@@ -280,7 +284,7 @@ fn complete(
     let record = Record {
         type_,
         data,
-        seconds,
+        seconds: wall(),
         number,
         given,
         extras,
@@ -362,10 +366,10 @@ fn details(
     Ok(details)
 }
 
-type Parts = (Py<PyString>, Py<PyAny>, f64, u64, Option<Box<Given>>);
+type Parts = (Py<PyString>, Py<PyAny>, u64, Option<Box<Given>>);
 
-/// The parts of an event that was published as an object.
-fn parts_of(py: Python<'_>, event: &Bound<'_, PyAny>, wall: f64) -> PyResult<Parts> {
+/// The parts of an event that was published as an object, and its time.
+fn parts_of(py: Python<'_>, event: &Bound<'_, PyAny>, wall: f64) -> PyResult<(Parts, f64)> {
     if !event.is_instance_of::<PyEvent>() {
         let text = format!(
             "event must be a type (a string) or an ironbus.Event, not {}",
@@ -391,7 +395,7 @@ fn parts_of(py: Python<'_>, event: &Bound<'_, PyAny>, wall: f64) -> PyResult<Par
         template: published.template,
     };
     let given = (!given.is_empty()).then(|| Box::new(given));
-    Ok((type_, published.data, seconds, number, given))
+    Ok(((type_, published.data, number, given), seconds))
 }
 
 /// The times that the publisher has set, counted from now.

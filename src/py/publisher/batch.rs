@@ -168,7 +168,8 @@ impl Batch {
         } = self;
         let origin = origin.as_ref();
         let adding = Adding { py, items, ways };
-        prepare_and(py, core, event, data, options, origin, wall, adding).map_err(|error| *error)
+        let added = prepare_and(py, core, event, data, options, origin, || wall, adding);
+        added.map_err(|error| *error)
     }
 
     /// The way of the next item.

@@ -1,5 +1,6 @@
 //! `EventBus.publish`: the native coroutine of one event.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyTypeError;
@@ -63,7 +64,8 @@ struct Offering<'a, 'py> {
     publish: &'a Publish,
     core: &'a Arc<Core>,
     lane: Option<u64>,
-    machine: u64,
+    /// The time of the event, once it has one.
+    machine: &'a Cell<u64>,
 }
 
 impl<'py> Then for Offering<'_, 'py> {
@@ -73,11 +75,12 @@ impl<'py> Then for Offering<'_, 'py> {
     #[inline(always)]
     fn then(self, mut prepared: Prepared) -> Self::Answer {
         let Self { py, core, .. } = self;
-        let now = core.clock.at(py, self.machine).map_err(failed)?;
+        let machine = self.machine.get();
+        let now = core.clock.at(py, machine).map_err(failed)?;
         match attempt_briefly(py, core, &mut prepared, self.lane, now) {
             Ok(sequence) => self
                 .publish
-                .accepted(py, core, prepared, sequence, false, self.machine)
+                .accepted(py, core, prepared, sequence, false, machine)
                 .map_err(failed),
             Err(attempted) => Err(Box::new(attempted.map(|attempted| (prepared, attempted)))),
         }
@@ -113,14 +116,17 @@ impl Publish {
         } = call;
         let core = caller.core();
         core.check_process(py)?;
-        let machine = monotonic_ns();
-        let lane = lane_of(core, caller.origin.as_deref());
+        let machine = Cell::new(0);
+        let wall = || {
+            machine.set(monotonic_ns());
+            wall_at(machine.get())
+        };
         let offering = Offering {
             py,
             publish: self,
             core,
-            lane,
-            machine,
+            lane: lane_of(core, caller.origin.as_deref()),
+            machine: &machine,
         };
         let offered = prepare_and(
             py,
@@ -129,7 +135,7 @@ impl Publish {
             data.map(|data| data.into_bound(py)),
             options.as_deref(),
             caller.origin.as_deref(),
-            wall_at(machine),
+            wall,
             offering,
         );
         match offered {
@@ -139,7 +145,7 @@ impl Publish {
             }
             Ok(Err(undecided)) => native::attached(py, || {
                 let (prepared, attempted) = (*undecided)?;
-                self.go_on(py, caller, prepared, attempted, machine)
+                self.go_on(py, caller, prepared, attempted, machine.get())
             }),
             Err(error) => Err(*error),
         }
