@@ -60,7 +60,7 @@ class RecoveryMachine(RuleBasedStateMachine):
             "retried": self.bus.subscribe("e", at_once, name="retried", retry=RETRY),
             "guarded": self.bus.subscribe("e", suspends, name="guarded", retry=RETRY, breaker=BREAKER),
         }
-        self.harness = harness(self.bus, clock="virtual")
+        self.harness = harness(self.bus, clock="virtual", patience=30)
         self.t = self.runner.run(self.harness.__aenter__())
 
     def step(self, work):
