@@ -236,7 +236,7 @@ impl World {
                         lane.ended[2] += 1;
                         continue;
                     }
-                    Overflow::Block | Overflow::Reject => {}
+                    Overflow::Block | Overflow::Reject | Overflow::Spill => {}
                 }
             }
             lane.queued.push(Queued {

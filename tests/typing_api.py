@@ -402,10 +402,13 @@ def options() -> None:
     HealthThresholds(lane_filling="80%")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     HealthThresholds(60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     DeadLetters(when_full="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    EventBus(path="orders.bus", durability="os", overflow="spill")
+    EventBus(path=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    EventBus(durability="memory")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(idempotency=Idempotency("content", ttl=60, max_keys=10))
     EventBus(colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     EventBus(overflow="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    EventBus(None, 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    EventBus(None, 10)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     EventBus(idempotency="often")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Idempotency("often")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -40,7 +40,9 @@ class EventLog:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         path = Path(folder)
         if path.suffix in _DATABASES or path.is_file():
-            raise InvalidOption("log_dir must be a folder for event logs; this names a file", "log_dir")
+            raise InvalidOption(
+                "log_dir must be a folder for event logs, and this names a file; did you mean path=?", "log_dir"
+            )
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = path
         self._lock = threading.Lock()

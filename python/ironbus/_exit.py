@@ -26,7 +26,7 @@ _started: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 
 def remember(bus: EventBus) -> None:
-    """The bus was started."""
+    """The bus was started, or has a journal that it may open before that."""
     _started.add(bus)
 
 
@@ -46,6 +46,8 @@ def _leave() -> None:
         if thread.is_alive() and thread.ident is not None:
             _core.end_thread(thread.ident)
     _join(threads, _PATIENCE)
+    for bus in list(_started):
+        bus._close_quietly()
 
 
 def _join(threads: list[threading.Thread], seconds: float) -> None:

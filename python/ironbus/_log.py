@@ -48,6 +48,11 @@ def parked(subscription: str, sequence: int, reason: str) -> None:
     )
 
 
+def unreadable(subscription: str, reason: str) -> None:
+    """The journal could not be read for a subscription; it goes on with what it has, and after the next start."""
+    logger.error("subscription %s cannot be given what is in the journal: %s", subscription, reason)
+
+
 def dead_letter_unchanged(subscription: str, sequence: int, letter_id: str, reason: str) -> None:
     """A dead letter was delivered again, and its queue could not be told how that went."""
     logger.error(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ironbus import _core
 from ironbus._core import BatchReceipt, Event, Receipt
+from ironbus._durable import Durability
 from ironbus.priority import EventPriority
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ async def publish(
     headers: Mapping[str, str] | None = None,
     delay: float | None = None,
     expires_in: float | None = None,
+    durability: Durability | None = None,
 ) -> Receipt:
     """Publish an event, or a type and its data (falsy data becomes ``{}``).
 
@@ -33,9 +35,11 @@ async def publish(
     ``headers``: strings by name. ``delay``: seconds before it is delivered; it is accepted now,
     and then goes before what came meanwhile. ``expires_in``: seconds from now after which it is
     not delivered any more, with the outcome "expired". Waits for room where a subscription blocks; works
-    before ``start()``, when the event waits. Any loop; nothing happens before it is
-    awaited. Cancelling it while it waits retracts the event; later it retracts nothing.
-    Raises :class:`ironbus.errors.InvalidEvent`, :class:`ironbus.errors.QueueFull`.
+    before ``start()``, when the event waits. In a bus with a path it returns when the event is as durable as
+    ``durability`` says (default: as the bus), and the payload must be what JSON gives back. Any loop; nothing
+    happens before it is awaited. Cancelling it while it waits for room retracts the event; later it retracts nothing.
+    Raises :class:`ironbus.errors.InvalidEvent`, :class:`ironbus.errors.QueueFull`, and in a bus with a path
+    :class:`ironbus.StorageError`, of which :class:`ironbus.DurabilityUnknown` says that it may be stored.
     """
     raise NotImplementedError  # pragma: no cover - the template of a native method
 
@@ -50,13 +54,15 @@ async def publish_many(
     headers: Mapping[str, str] | None = None,
     delay: float | None = None,
     expires_in: float | None = None,
+    durability: Durability | None = None,
 ) -> BatchReceipt:
     """Publish events in order: each an :class:`Event`, ``(type, data)`` or ``(type, data, options)``.
 
     ``options`` is a dict of what :meth:`publish` takes by name; the arguments are the
     defaults of all. All are valid or none is accepted: an error names the place in the
     batch. If the bus refuses one later, the error's ``receipt`` tells what was accepted
-    before. Waits for room, and gives the loop a turn now and then, like ``publish``.
+    before; in a bus with a path all are stored or none. Waits for room, and gives the loop a turn now and then,
+    like ``publish``.
     """
     raise NotImplementedError  # pragma: no cover - the template of a native method
 

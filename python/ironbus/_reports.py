@@ -25,7 +25,7 @@ def ledger(report: dict[str, Any]) -> Ledger:
         rejected=report["rejected"],
         waiting=report["waiting"],
         cancelled=report["cancelled"],
-        unknown=0,
+        unknown=report["unknown"],
         subscriptions={lane["name"]: _lane_ledger(lane) for lane in report["lanes"] if not lane["passive"]},
     )
 
@@ -57,6 +57,8 @@ def settings(settings: dict[str, Any]) -> dict[str, Any]:
     idempotency: Idempotency = settings["idempotency"]
     letters: DeadLetters = settings["dead_letters"]
     return {
+        "path": settings["path"],
+        "durability": settings["durability"],
         "max_queue_size": settings["max_queue_size"],
         "overflow": settings["overflow"],
         "context": settings["context"],

@@ -11,8 +11,10 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
+from ironbus import _durable
 from ironbus._breaker import CircuitBreaker, CircuitBreakerConfig
 from ironbus._retry import RetryPolicy
 from ironbus.errors import InvalidHandler, InvalidOption, InvalidPattern
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from ironbus.bus import EventBus
 
 Handler = Callable[["Event[Any]"], "Awaitable[object] | object"]
-Overflow = Literal["block", "reject", "drop_oldest", "drop_new"]
-OVERFLOWS = ("block", "reject", "drop_oldest", "drop_new")
+Overflow = Literal["block", "reject", "drop_oldest", "drop_new", "spill"]
+OVERFLOWS = ("block", "reject", "drop_oldest", "drop_new", "spill")
 CONTEXTS = ("fresh", "publisher")
 HOLDS = ("level", "key", "nothing")
 LETTERS: dict[object, str] = {True: "failed", False: "none", "expired": "failed and expired"}
@@ -48,6 +50,12 @@ class SubscribeOptions(TypedDict, total=False):
     waits for its next attempt: its "level" (priority), only later events of its "key", or "nothing".
     ``dead_letter``: whether deliveries that failed for good are kept (default: yes); "expired": those
     too whose time had passed.
+
+    In a bus with a ``path``, ``name`` is what the subscription is found by after a restart, when it goes on where it
+    was: needed unless the handler is a function of a module, whose qualified name it is then. ``since``: where a new
+    one begins, by default with what comes: "start" (the oldest event that is kept), the sequence of an event (an
+    int), or a time (Unix seconds as a float, or a ``datetime``). ``overflow`` is "spill" there: what there is no
+    room for stays in the file until there is.
     """
 
     name: str | None
@@ -63,6 +71,7 @@ class SubscribeOptions(TypedDict, total=False):
     retry_holds: Literal["level", "key", "nothing"] | None
     breaker: CircuitBreaker | CircuitBreakerConfig | None
     dead_letter: bool | Literal["expired"] | None
+    since: Literal["start"] | int | float | datetime | None
 
 
 @dataclass(eq=False)
@@ -195,6 +204,11 @@ class Table:
                 raise InvalidOption(text, "name")
             for subscription in list(other.subscriptions):
                 self.cancel(subscription)
+        since: tuple[str, float] | None = None
+        if bus._path is not None:
+            since = self._check_durable(bus, name, base, handler, options)
+        else:
+            _durable.check_overflow(options.get("overflow"), None)
         unique = base
         number = self._counts.get(base, 1)
         while unique in self._lanes:
@@ -204,7 +218,7 @@ class Table:
         breaker = options.get("breaker")
         if isinstance(breaker, CircuitBreakerConfig):
             breaker = CircuitBreaker(unique, breaker, clock=bus._clock)
-        handle = bus._make_lane(handler, name=unique, breaker=breaker, **lane_options(options, handler))
+        handle = bus._make_lane(handler, name=unique, breaker=breaker, since=since, **lane_options(options, handler))
         lane = Lane(handle, handler, unique, plain, breaker)
         self._lanes[unique] = lane
         if self.observer is not None:
@@ -215,6 +229,20 @@ class Table:
             except TypeError:
                 self._plain_unhashable.append(lane)
         return lane
+
+    def _check_durable(
+        self, bus: EventBus, name: str | None, base: str, handler: Handler, options: SubscribeOptions
+    ) -> tuple[str, float]:
+        _durable.check_name(name, handler)
+        _durable.check_overflow(options.get("overflow"), bus._path)
+        other = self._lanes.get(base)
+        if other is not None:
+            if not _redefined(other.handler, handler):
+                text = f"the name {base!r} is taken by another subscription; give this one a name of its own"
+                raise InvalidOption(text, "name")
+            for subscription in list(other.subscriptions):
+                self.cancel(subscription)
+        return _durable.check_since(options.get("since")) or ("now", 0.0)
 
     def unsubscribe(self, topic: str, handler: Handler) -> bool:
         """Take back the latest subscription of the handler to the topic; false: there is none."""
@@ -359,6 +387,7 @@ def check_options(options: dict[str, Any]) -> SubscribeOptions:
     if dead_letter is not None and not isinstance(dead_letter, bool) and dead_letter != "expired":
         text = 'dead_letter must be True, False or "expired" (to keep what expired, too)'
         raise InvalidOption(text, "dead_letter")
+    _durable.check_since(options.get("since"))
     ordered = options.get("ordered", True)
     if not isinstance(ordered, bool):
         raise InvalidOption("ordered must be True or False", "ordered")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ironbus._core import BatchReceipt, Event, Receipt
+from ironbus._durable import Durability
 from ironbus.dead_letters import SyncDeadLetters
 from ironbus.errors import Unsettled, WouldDeadlock, WrongLoop
 from ironbus.priority import EventPriority
@@ -56,6 +57,7 @@ class SyncBus:
         with self._bus._lifecycle:
             home = self._bus._loop
             if not self._bus._running or home is None:
+                self._bus._close_quietly()
                 report = StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
             else:
                 report = asyncio.run_coroutine_threadsafe(self._bus.stop(timeout), home).result()
@@ -79,6 +81,7 @@ class SyncBus:
         headers: Mapping[str, str] | None = None,
         delay: float | None = None,
         expires_in: float | None = None,
+        durability: Durability | None = None,
     ) -> Receipt:
         """See :meth:`EventBus.publish`; waits for room on this thread."""
         return self._bus.publish_sync(
@@ -90,6 +93,7 @@ class SyncBus:
             headers=headers,
             delay=delay,
             expires_in=expires_in,
+            durability=durability,
         )
 
     def publish_many(
@@ -102,10 +106,17 @@ class SyncBus:
         headers: Mapping[str, str] | None = None,
         delay: float | None = None,
         expires_in: float | None = None,
+        durability: Durability | None = None,
     ) -> BatchReceipt:
         """See :meth:`EventBus.publish_many`; waits for room on this thread."""
         return self._bus._publish_many_sync(
-            events, priority=priority, key=key, headers=headers, delay=delay, expires_in=expires_in
+            events,
+            priority=priority,
+            key=key,
+            headers=headers,
+            delay=delay,
+            expires_in=expires_in,
+            durability=durability,
         )
 
     def drain(self, *, timeout: float | None = None) -> None:

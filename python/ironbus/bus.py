@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 # would leave the child without it for ever.
 from ironbus import (  # noqa: F401
     _core,
+    _durable,
     _event_log,
     _exit,
     _failures,
@@ -32,6 +33,7 @@ from ironbus import (  # noqa: F401
     _waiting,
 )
 from ironbus._core import BatchReceipt, Event, Receipt
+from ironbus._durable import Durability
 from ironbus._history import History
 from ironbus._idempotency import Idempotency
 from ironbus._letter_watch import LetterWatch
@@ -54,7 +56,7 @@ from ironbus._subscriptions import (
 from ironbus._sync_bus import SyncBus
 from ironbus._worker import Worker
 from ironbus.dead_letters import BusDeadLetters, DeadLetters
-from ironbus.errors import InvalidOption, NotStarted, Unsettled, WouldDeadlock
+from ironbus.errors import InvalidOption, NotStarted, StorageError, Unsettled, WouldDeadlock
 from ironbus.health import Health, HealthThresholds
 from ironbus.priority import EventPriority
 from ironbus.report import (
@@ -81,11 +83,16 @@ _GRACE = 1.0
 class EventBus(_core.Bus):
     """An event bus inside the process.
 
+    ``path``: a file, made where there is none (private, mode 0600), in which events are kept until every
+    subscription is through with them: its journal, which one bus at a time owns. It is opened by ``start()``, or the
+    first publish, and closed by ``stop()``. ``durability``: what an accepted event survives, "fsync" (default) a
+    loss of power, "os" a kill of the process.
+
     ``log_dir``: a folder for an event log (default: ``IRONBUS_LOG_DIR``, else none).
     ``max_queue_size``: events queued per subscription and priority, and events kept
     before the start. ``overflow``: what happens beyond it: "block" (publishers wait),
-    "reject" (``QueueFull``), "drop_oldest" or "drop_new" (counted). ``idempotency``:
-    "key", "content" or an :class:`Idempotency`. ``context``: handlers run in a
+    "reject" (``QueueFull``), "drop_oldest" or "drop_new" (counted); with a path "spill" (they stay in the
+    file). ``idempotency``: "key", "content" or an :class:`Idempotency`. ``context``: handlers run in a
     "fresh" context or in their "publisher"'s. ``workers``: threads for sync handlers
     at most. ``clock``: a callable that returns seconds and never goes back, for tests.
     ``random``: what spreads the delays of retries, a seed or a callable that returns numbers
@@ -99,6 +106,8 @@ class EventBus(_core.Bus):
         self,
         log_dir: str | os.PathLike[str] | None = None,
         *,
+        path: str | os.PathLike[str] | None = None,
+        durability: Literal["os", "fsync"] | None = None,
         max_queue_size: int = 100_000,
         overflow: Overflow | None = None,
         idempotency: Literal["key", "content"] | Idempotency = "key",
@@ -109,9 +118,14 @@ class EventBus(_core.Bus):
         dead_letters: DeadLetters | None = None,
         health: HealthThresholds | None = None,
     ) -> None:
+        self._path = _durable.check_path(path)
+        check_choice(durability, ("os", "fsync"), "durability")
+        if self._path is None and durability is not None:
+            raise InvalidOption('durability needs a path, for example EventBus(path="orders.bus")', "durability")
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
         check_choice(overflow, OVERFLOWS, "overflow")
+        _durable.check_overflow(overflow, self._path)
         check_choice(context, CONTEXTS, "context", required=True)
         if clock is not None and not callable(clock):
             raise InvalidOption("clock must be a callable that returns seconds", "clock")
@@ -127,20 +141,27 @@ class EventBus(_core.Bus):
             raise InvalidOption(text, "health")
         letters = dead_letters or DeadLetters()
         thresholds = health or HealthThresholds()
+        overflow = overflow or ("block" if self._path is None else "spill")
         self._settings: dict[str, Any] = {
+            "path": None if self._path is None else os.fspath(self._path),
+            "durability": "memory" if self._path is None else durability or "fsync",
             "max_queue_size": max_queue_size,
-            "overflow": overflow or "block",
+            "overflow": overflow,
             "idempotency": idempotency,
             "context": context,
             "workers": workers or default_workers(),
             "dead_letters": letters,
             "health": thresholds,
         }
-        store, in_file = letters._store(), letters.path is not None
+        if self._path is not None and letters.path is not None:
+            text = "the dead letters of a bus with a path are in its file; leave their path out"
+            raise InvalidOption(text, "dead_letters.path")
+        store = letters._store(in_journal=self._path is not None)
+        in_file = letters.path is not None or self._path is not None
         worker = Worker("ironbus-dead-letters")
         self._configure(
             max_queue_size=max_queue_size,
-            overflow=overflow or "block",
+            overflow=overflow,
             by_content=idempotency.mode == "content",
             ttl=float(idempotency.ttl),
             max_keys=idempotency.max_keys,
@@ -151,11 +172,14 @@ class EventBus(_core.Bus):
             dead_letters=store,
             writer=worker.hand if in_file else None,
             window=float(thresholds.window),
+            path=self._path,
+            durability=self._settings["durability"],
         )
         self._dead_letters = BusDeadLetters(self._letter_box(), worker, in_file)
         self._letter_watch = LetterWatch(self._letter_box(), worker, in_file)
         self._history = History(thresholds.window)
         self._clock = clock
+        self._disk = Worker("ironbus-disk")
         self._table = Table(self)
         self._lifecycle = threading.Lock()
         self._stopping: asyncio.Future[None] | None = None
@@ -169,6 +193,8 @@ class EventBus(_core.Bus):
             self._log_lane = self._make_lane(self._log.write, name="(event log)", **_event_log.LANE)
             self._log_lane.subscribe(["*"])
         _buses.add(self)
+        if self._path is not None:
+            _exit.remember(self)
 
     # Subscribing -----------------------------------------------------------------
 
@@ -235,6 +261,7 @@ class EventBus(_core.Bus):
             headers: Mapping[str, str] | None = None,
             delay: float | None = None,
             expires_in: float | None = None,
+            durability: Durability | None = None,
         ) -> Receipt: ...
 
         async def publish_many(
@@ -247,6 +274,7 @@ class EventBus(_core.Bus):
             headers: Mapping[str, str] | None = None,
             delay: float | None = None,
             expires_in: float | None = None,
+            durability: Durability | None = None,
         ) -> BatchReceipt: ...
 
     # Start and stop --------------------------------------------------------------
@@ -259,6 +287,8 @@ class EventBus(_core.Bus):
         file of dead letters cannot be used.
         """
         if not self._running:
+            if self._path is not None:
+                await self._disk.run(self._open_journal)
             await self._dead_letters._open()
         if self._open():
             self._stopping = None
@@ -278,6 +308,7 @@ class EventBus(_core.Bus):
         """
         home = self._loop
         if home is None or not self._running:
+            await self._put_down()
             self._let_go()
             return StopReport(drained=True, left=0, interrupted=0, seconds=0.0)
         own = self._own()
@@ -306,6 +337,7 @@ class EventBus(_core.Bus):
                     await asyncio.wait(tasks, timeout=_GRACE)
                 await self._join(threads)
                 await self._dead_letters._close(_GRACE)
+                await self._put_down()
             finally:
                 self._close()
                 self._let_go()
@@ -314,6 +346,19 @@ class EventBus(_core.Bus):
         left = self.audit().pending - (1 if own is not None else 0)
         seconds = time.monotonic() - started
         return StopReport(drained=drained and left <= 0, left=max(left, 0), interrupted=interrupted, seconds=seconds)
+
+    async def _put_down(self) -> None:
+        """Write what there is to write, and close the journal."""
+        if self._path is not None:
+            await self._disk.run(self._close_quietly)
+            await self._disk.close()
+
+    def _close_quietly(self) -> None:
+        """Publishers have been told what could not be written; a stop is a stop all the same."""
+        try:
+            self._close_journal()
+        except StorageError as error:
+            logger.error("the journal was closed after an error: %s", error)
 
     def _let_go(self) -> None:
         if self._holds_interval:
@@ -425,7 +470,6 @@ class EventBus(_core.Bus):
         lanes = self._report()["lanes"]
         return {
             "running": self._running,
-            "durability": "memory",
             **_reports.settings(self._settings),
             "log_file": self.get_log_file(),
             "subscriptions": self._table.describe(),

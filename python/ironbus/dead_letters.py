@@ -60,7 +60,7 @@ class DeadLetters:
         _settings.check_bool(self.details, "details")
         _settings.check_choice(self.durability, ("os", "fsync"), "durability")
 
-    def _store(self) -> DeadLetterStore:
+    def _store(self, in_journal: bool = False) -> DeadLetterStore:
         return DeadLetterStore(
             # Absolute, so that a later chdir() does not move it.
             None if self.path is None else Path(self.path).absolute(),
@@ -70,6 +70,7 @@ class DeadLetters:
             messages=self.details,
             tracebacks=self.details,
             fsync=self.durability == "fsync",
+            in_journal=in_journal,
         )
 
 

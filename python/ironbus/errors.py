@@ -100,6 +100,29 @@ class StorageError(IronbusError):
     """A file cannot be used, or not as it is. It is left as it was; the text names it and the fix."""
 
 
+class JournalInUse(StorageError):
+    """Another bus has the journal; the text says which process, as far as that is known. One bus owns a journal."""
+
+
+class JournalReadOnly(StorageError):
+    """A flush of the journal has failed before, and nothing is written until the bus is stopped and started again.
+
+    Nothing of the event is left, and its idempotency key is free.
+    """
+
+
+class DurabilityUnknown(StorageError):
+    """The flush of the journal failed, so the event may or may not be there after the next start.
+
+    Its idempotency key stays claimed: stop and start the bus, and publish again with the same
+    key, which tells: a duplicate was stored.
+    """
+
+
+class HandlerKilledProcess(IronbusError):
+    """In a dead letter: the process ended while the handler ran, as often as the event may be tried."""
+
+
 class WouldDeadlock(IronbusError, RuntimeError):
     """The wait would close a cycle of waits and could never end."""
 
@@ -184,7 +207,9 @@ class RetryLater(IronbusError):
 __all__ = [
     "CircuitOpenError",
     "DeadLetterQueueFull",
+    "DurabilityUnknown",
     "Forked",
+    "HandlerKilledProcess",
     "InvalidData",
     "InvalidEvent",
     "InvalidHandler",
@@ -197,6 +222,8 @@ __all__ = [
     "InvalidTiming",
     "InvalidType",
     "IronbusError",
+    "JournalInUse",
+    "JournalReadOnly",
     "NotStarted",
     "PayloadCycle",
     "PayloadNotEncodable",

@@ -33,7 +33,7 @@ const UNHEARD_IN_A_ROW: usize = 64;
 
 /// See the module.
 pub struct Bus<O: Ops> {
-    gate: Gate<O>,
+    pub(super) gate: Gate<O>,
     timers: Timers,
     alarm: O::Alarm,
     pub(super) sink: O::Sink,
@@ -236,6 +236,25 @@ impl<O: Ops> Bus<O> {
         proceed: bool,
         now: Nanos,
     ) -> Turn<O> {
+        if let Some(backing) = &lane.options.backing
+            && entry.letter().is_none()
+        {
+            backing.settle(entry.level, entry.sequence);
+        }
+        self.settle_here(lane, entry, outcome, work, proceed, now)
+    }
+
+    /// The same where whatever backs the lane knows.
+    #[inline]
+    pub(super) fn settle_here(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: &Entry<O>,
+        outcome: Outcome<O::Failure>,
+        work: Option<Nanos>,
+        proceed: bool,
+        now: Nanos,
+    ) -> Turn<O> {
         let finished = Finished {
             tally: (&outcome).into(),
             token: entry.token,
@@ -251,6 +270,9 @@ impl<O: Ops> Bus<O> {
     pub fn put_back(&self, lane: &Arc<Lane<O>>, mut entry: Entry<O>, now: Nanos) {
         if let Some(permit) = entry.take_permit() {
             lane.report_to_breaker(permit, breaker::Outcome::Ignored, now);
+        }
+        if let Some(backing) = &lane.options.backing {
+            backing.put_back(entry.sequence);
         }
         let turn = lane.put_back(entry, now);
         let next = self.after(lane, turn, now);
@@ -389,7 +411,7 @@ impl<O: Ops> Bus<O> {
     }
 
     #[inline]
-    fn carry_out(&self, mut effects: Effects<O>, now: Nanos) {
+    pub(super) fn carry_out(&self, mut effects: Effects<O>, now: Nanos) {
         if effects.is_empty() {
             return;
         }
@@ -455,6 +477,11 @@ impl<O: Ops> Bus<O> {
     /// Ends a wait.
     pub fn end_wait(&self, wait: &WaitId) {
         self.gate.end_wait(wait);
+    }
+
+    /// Counts a publish of a key that was seen, which did not come to the gate.
+    pub fn count_duplicate(&self) {
+        self.gate.count_duplicate();
     }
 
     /// Counts a publish that was refused before it came here.

@@ -28,6 +28,12 @@ impl<O: Ops> Bus<O> {
         }
         let turn = match verdict {
             Verdict::Again { after, counted } => {
+                if let Some(backing) = &lane.options.backing
+                    && entry.letter().is_none()
+                {
+                    let attempts = entry.attempt - u32::from(!counted);
+                    backing.retry(entry.level, entry.sequence, attempts, after);
+                }
                 lane.hold(entry, failed, (after, counted), work, proceed, now)
             }
             Verdict::Dead(cause, failure) => {
@@ -67,7 +73,13 @@ impl<O: Ops> Bus<O> {
     /// For the dead letter queue: what it had begun with [`Kept::Later`] is over, well or not.
     pub fn letter_kept(&self, dying: Box<Dying<O>>, kept: bool, now: Nanos) {
         let lane = dying.lane.clone();
-        let turn = if kept {
+        let turn = if kept && dying.as_one {
+            let (entry, outcome) = (&dying.entry, dying.outcome());
+            if let Some(backing) = &lane.options.backing {
+                backing.settled(entry.level, entry.sequence);
+            }
+            self.settle_here(&lane, entry, outcome, dying.work, false, now)
+        } else if kept {
             self.settle_dying(&dying, false, now)
         } else {
             self.park(*dying, now)
@@ -149,6 +161,7 @@ impl<O: Ops> Bus<O> {
             cause,
             failure,
             again: false,
+            as_one: false,
             work,
             at: now,
             heard: self.room.load(Ordering::SeqCst),

@@ -19,6 +19,8 @@ pub struct Counts {
     pub waiting: u64,
     /// Gave up while they waited.
     pub cancelled: u64,
+    /// May or may not be stored: their flush failed.
+    pub unknown: u64,
 }
 
 /// Outcomes, as the ledger counts them.

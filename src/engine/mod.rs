@@ -4,12 +4,15 @@
 //! are type parameters ([`ops::Ops`]). Each module is one room and the only place of
 //! its rule; [`bus`] puts them together.
 
+pub mod backing;
 pub mod breaker;
 pub mod bus;
 pub mod clock;
 #[cfg(not(loom))]
 pub mod dead_letters;
 pub mod digest;
+#[cfg(not(loom))]
+pub mod durable;
 pub mod error;
 mod failing;
 pub mod gate;

@@ -28,6 +28,14 @@ pub trait Ops: Sized + Send + Sync + 'static {
 pub trait Wake: Send {
     /// Tells the waiting party to look again.
     fn wake(self);
+
+    /// Tells many at once, for who can do that for less.
+    fn wake_many(wakers: Vec<Self>)
+    where
+        Self: Sized,
+    {
+        wakers.into_iter().for_each(Self::wake);
+    }
 }
 
 /// An executor of handlers, as the engine sees it.
@@ -73,6 +81,8 @@ pub struct Dying<O: Ops> {
     pub failure: Option<Arc<O::Failure>>,
     /// It was refused before, and the lane has waited for room.
     pub again: bool,
+    /// The letter and the settlement are written as one: set by who does that.
+    pub as_one: bool,
     /// How long the handler ran; none if it was not called.
     pub work: Option<Nanos>,
     /// When.

@@ -31,6 +31,16 @@ impl Default for Sequencer {
 }
 
 impl Sequencer {
+    /// The number that was given last. In turn, too.
+    pub fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// Goes on behind this number. In turn, too.
+    pub fn go_on_behind(&self, last: u64) {
+        self.last.store(last, Ordering::Relaxed);
+    }
+
     /// The next number: one above the one before.
     // Relaxed is enough: the callers' lock puts their turns in order.
     #[inline]

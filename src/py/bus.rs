@@ -1,6 +1,7 @@
 //! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
 //! class above it gives names and defaults, and decides nothing per event.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use pyo3::PyTraverseError;
@@ -15,6 +16,7 @@ use super::clock::Clock;
 use super::core::{Core, Settings};
 use super::current;
 use super::dead_letters::DeadLetterStore;
+use super::durable::{self, Journaled};
 use super::errors::Error;
 use super::lane::LaneHandle;
 use super::letters::{LetterBox, LetterSink};
@@ -26,6 +28,7 @@ use super::publisher;
 use super::receipt::{BatchReceipt, Receipt};
 use super::report;
 use super::stream::{StreamSeat, StreamSource};
+use crate::engine::durable::Since;
 use crate::engine::lane::{Holds, LaneOptions, Letters, Order, Overflow};
 use crate::engine::retry::Jitter;
 use crate::engine::topic::Topic;
@@ -60,6 +63,7 @@ fn overflow(py: Python<'_>, name: &str) -> PyResult<Overflow> {
         "reject" => Overflow::Reject,
         "drop_oldest" => Overflow::DropOldest,
         "drop_new" => Overflow::DropNew,
+        "spill" => Overflow::Spill,
         _ => {
             let text = "overflow must be \"block\", \"reject\", \"drop_oldest\" or \"drop_new\"";
             return Err(Error::InvalidOption.exception(py, "overflow", text));
@@ -74,6 +78,7 @@ fn options(
     headers: Option<Py<PyAny>>,
     delay: Option<Py<PyAny>>,
     expires_in: Option<Py<PyAny>>,
+    durability: Option<Py<PyAny>>,
 ) -> Options {
     Options {
         priority,
@@ -82,6 +87,7 @@ fn options(
         headers,
         delay,
         expires_in,
+        durability,
     }
 }
 
@@ -96,7 +102,7 @@ impl Bus {
     }
 
     /// Sets the bus up. All values are checked by the caller.
-    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random, dead_letters, writer, window))]
+    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random, dead_letters, writer, window, path, durability))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
         &self,
@@ -113,6 +119,8 @@ impl Bus {
         dead_letters: &Bound<'_, DeadLetterStore>,
         writer: Option<Py<PyAny>>,
         window: f64,
+        path: Option<PathBuf>,
+        durability: &str,
     ) -> PyResult<()> {
         let settings = Settings {
             max_queue_size,
@@ -126,14 +134,17 @@ impl Bus {
         let clock = Arc::new(Clock::new(clock));
         let store = dead_letters.get().store().clone();
         let sink = LetterSink::new(store, clock.clone(), writer, nanos(window));
-        let core = Core::new(settings, clock, random, sink);
+        let level = durable::durability(durability).unwrap_or_default();
+        let limits = *sink.limits();
+        let journaled = path.map(|path| Journaled::new(path, level, limits));
+        let core = Core::new(settings, clock, random, sink, journaled);
         self.core
             .set(core)
             .map_err(|_| PyRuntimeError::new_err("EventBus.__init__() was called before"))
     }
 
     /// Makes a lane that no event reaches yet.
-    #[pyo3(signature = (handler, *, name, is_async, filter, order_by, timeout, concurrency, order, overflow, bound, publisher_context, retry, retry_holds, breaker, dead_letters))]
+    #[pyo3(signature = (handler, *, name, is_async, filter, order_by, timeout, concurrency, order, overflow, bound, publisher_context, retry, retry_holds, breaker, dead_letters, since=None))]
     #[allow(clippy::too_many_arguments)]
     fn _make_lane(
         &self,
@@ -153,6 +164,7 @@ impl Bus {
         retry_holds: &str,
         breaker: Option<&Bound<'_, Breaker>>,
         dead_letters: &str,
+        since: Option<(&str, f64)>,
     ) -> PyResult<LaneHandle> {
         let core = self.core()?;
         let order = match order {
@@ -187,6 +199,7 @@ impl Bus {
                 "failed" => Letters::Failed,
                 _ => Letters::FailedAndExpired,
             },
+            backing: None,
         };
         let handler = Handler {
             callable: handler,
@@ -203,7 +216,19 @@ impl Bus {
         } else {
             core.pool_seat.clone()
         };
-        let lane = core.bus.make_lane(options, handler, seat);
+        let lane = match (&core.journaled, since) {
+            (Some(journaled), Some((kind, value))) => {
+                let since = match kind {
+                    "start" => Since::Start,
+                    "sequence" => Since::Sequence(value as u64),
+                    "time" => Since::Time(value),
+                    _ => Since::Now,
+                };
+                let (engine, bus) = (&journaled.engine, &core.bus);
+                py.detach(|| engine.make_lane(bus, options, since, handler, seat))
+            }
+            _ => core.bus.make_lane(options, handler, seat),
+        };
         Ok(LaneHandle::new(core, &lane))
     }
 
@@ -230,6 +255,7 @@ impl Bus {
             holds: Holds::Level,
             breaker: None,
             letters: Letters::None,
+            backing: None,
         };
         let handler = Handler {
             callable: py.None(),
@@ -251,7 +277,7 @@ impl Bus {
 
     /// Publishes from any thread: outside an event loop it waits for room, inside one it never
     /// blocks and raises ``QueueFull`` instead.
-    #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None, delay=None, expires_in=None))]
+    #[pyo3(signature = (event, data=None, *, priority=None, key=None, idempotency_key=None, headers=None, delay=None, expires_in=None, durability=None))]
     #[allow(clippy::too_many_arguments)]
     fn publish_sync<'py>(
         slf: &Bound<'py, Self>,
@@ -263,14 +289,23 @@ impl Bus {
         headers: Option<Py<PyAny>>,
         delay: Option<Py<PyAny>>,
         expires_in: Option<Py<PyAny>>,
+        durability: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, Receipt>> {
         let py = slf.py();
-        let options = options(priority, key, idempotency_key, headers, delay, expires_in);
+        let options = options(
+            priority,
+            key,
+            idempotency_key,
+            headers,
+            delay,
+            expires_in,
+            durability,
+        );
         let receipt = publisher::publish_sync(py, slf.get().core()?, event, data, &options)?;
         native::make(py, receipt)
     }
 
-    #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None, delay=None, expires_in=None))]
+    #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None, delay=None, expires_in=None, durability=None))]
     #[allow(clippy::too_many_arguments)]
     fn _publish_many_sync(
         slf: &Bound<'_, Self>,
@@ -280,13 +315,14 @@ impl Bus {
         headers: Option<Py<PyAny>>,
         delay: Option<Py<PyAny>>,
         expires_in: Option<Py<PyAny>>,
+        durability: Option<Py<PyAny>>,
     ) -> PyResult<BatchReceipt> {
         let core = Self::core_of(slf.as_any())?;
         publisher::publish_many_sync(
             slf.py(),
             &core,
             events,
-            &options(priority, key, None, headers, delay, expires_in),
+            &options(priority, key, None, headers, delay, expires_in, durability),
         )
     }
 
@@ -306,12 +342,37 @@ impl Bus {
             core.pool().forked();
             core.loop_desk.clear(py);
             core.bus.forked(now);
+            if let Some(journaled) = &core.journaled {
+                journaled.forked();
+                journaled.open(py, &core)?;
+            }
         }
         core.pool().open(py, &core)?;
         core.release_held();
         core.bus.open(now);
+        if let Some(journaled) = &core.journaled {
+            py.detach(|| journaled.engine.resume());
+        }
         core.event_loop().tick(py)?;
         Ok(true)
+    }
+
+    /// Opens the journal, if there is one and it is not open. Blocks.
+    fn _open_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
+        match &core.journaled {
+            Some(journaled) => journaled.open(slf.py(), &core),
+            None => Ok(()),
+        }
+    }
+
+    /// Closes the journal, if one is open. Blocks.
+    fn _close_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
+        match &core.journaled {
+            Some(journaled) => journaled.close(slf.py()),
+            None => Ok(()),
+        }
     }
 
     /// Whether the bus is started, and in this process, and on a loop that is not closed.

@@ -11,6 +11,7 @@ use super::alarm::LoopAlarm;
 use super::cell::GilCell;
 use super::clock::Clock;
 use super::current::{Desk, Running};
+use super::durable::Journaled;
 use super::errors::Error;
 use super::event_loop::LoopSeat;
 use super::letters::LetterSink;
@@ -51,6 +52,8 @@ pub struct Core {
     pub bus: Bus<PyOps>,
     /// What it was told.
     pub settings: Settings,
+    /// Where its events are kept, of a bus with a path.
+    pub journaled: Option<Journaled>,
     /// The clock of deadlines, ages and latencies.
     pub clock: Arc<Clock>,
     /// Where the spread of delays comes from: a callable, or the machine.
@@ -81,6 +84,12 @@ pub struct Core {
     last_turn: AtomicU64,
 }
 
+impl AsRef<Bus<PyOps>> for Core {
+    fn as_ref(&self) -> &Bus<PyOps> {
+        &self.bus
+    }
+}
+
 impl Core {
     /// A bus that is not started. Nothing outside the object changes by this.
     pub fn new(
@@ -88,6 +97,7 @@ impl Core {
         clock: Arc<Clock>,
         random: Option<Py<PyAny>>,
         sink: LetterSink,
+        journaled: Option<Journaled>,
     ) -> Arc<Self> {
         let keys = Idempotency::new(settings.ttl, settings.max_keys, seed());
         let loop_seat = Arc::new(PySeat::Loop(Arc::new(LoopSeat::default())));
@@ -98,6 +108,7 @@ impl Core {
         let core = Arc::new(Self {
             bus,
             settings,
+            journaled,
             clock,
             random,
             random_stand_in: GilCell::new(None),

@@ -26,6 +26,8 @@ pub struct DeadLetterStore(Arc<Store>);
 /// A queue, opened or not yet.
 pub struct Store {
     path: Option<PathBuf>,
+    /// The queue is in the journal of a bus, which opens and closes it.
+    in_journal: bool,
     /// How much it keeps.
     pub limits: Limits,
     durability: Durability,
@@ -45,7 +47,18 @@ type Entry = (String, String, String, bool, String, u64, f64, f64);
 impl Store {
     /// Whether it is in memory, where no call waits for anything.
     pub fn in_memory(&self) -> bool {
-        self.path.is_none()
+        self.path.is_none() && !self.in_journal
+    }
+
+    /// The journal is open, and this is its queue.
+    pub fn is_in(&self, queue: Arc<dyn DeadLetters>) {
+        let opened = (process::generation(), queue);
+        std::mem::forget(lock(&self.opened).replace(opened));
+    }
+
+    /// How far a letter's write has gone when it is told.
+    pub fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// The queue; opens it if that is still to be done.
@@ -57,11 +70,15 @@ impl Store {
         let generation = process::generation();
         let mut opened = lock(&self.opened);
         if let Some((process, queue)) = &*opened
-            && (*process == generation || self.path.is_none())
+            && (*process == generation || self.in_memory())
         {
             return Ok(queue.clone());
         }
         let queue: Arc<dyn DeadLetters> = match &self.path {
+            None if self.in_journal => {
+                let text = "the journal is closed; start the bus first";
+                return Err(DeadLetterError::Unavailable(text.into()));
+            }
             None => Arc::new(MemoryDeadLetters::new(self.limits)),
             Some(path) => {
                 let options = Options {
@@ -143,7 +160,8 @@ impl DeadLetterStore {
 impl DeadLetterStore {
     /// Without a path it is in memory. Nothing is opened yet.
     #[new]
-    #[pyo3(signature = (path, *, max_entries, max_age, drop_oldest, messages, tracebacks, fsync))]
+    #[pyo3(signature = (path, *, max_entries, max_age, drop_oldest, messages, tracebacks, fsync, in_journal=false))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         path: Option<PathBuf>,
         max_entries: u64,
@@ -152,9 +170,11 @@ impl DeadLetterStore {
         messages: bool,
         tracebacks: bool,
         fsync: bool,
+        in_journal: bool,
     ) -> Self {
         Self(Arc::new(Store {
             path,
+            in_journal,
             limits: Limits {
                 max_entries,
                 max_age,

@@ -33,7 +33,8 @@ exceptions! {
     InvalidEvent, InvalidType, InvalidPriority, InvalidKey, InvalidHeaders, InvalidTiming, InvalidOption,
     PayloadNotEncodable, PayloadNotFinite, PayloadCycle, PayloadTooDeep,
     QueueFull, WouldDeadlock, NotStarted, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
-    DeadLetterQueueFull, StorageError,
+    DeadLetterQueueFull, StorageError, InvalidData,
+    JournalInUse, JournalReadOnly, DurabilityUnknown, HandlerKilledProcess,
 }
 
 impl Error {

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 use super::clock::monotonic_ns;
 use super::core::Core;
+use super::durable;
 use super::ops::{PyLane, PyOps};
 use crate::engine::lane::Lane;
 use crate::engine::topic::Topic;
@@ -42,19 +43,40 @@ impl LaneHandle {
                 "the bus of this subscription is gone",
             ));
         };
-        let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
-        let subscription = core.bus.subscribe(topics, &lane, core.now(py)?);
+        let now = core.now(py)?;
+        let subscription = match &core.journaled {
+            Some(journaled) => {
+                let engine = &journaled.engine;
+                py.detach(|| engine.subscribe(&core.bus, topics, &lane, now))
+                    .map_err(|error| durable::exception(py, &error))?
+            }
+            None => {
+                let topics = topics.iter().map(|topic| Topic::new(topic)).collect();
+                core.bus.subscribe(topics, &lane, now)
+            }
+        };
         core.routes.clear(py);
         Ok(subscription)
     }
 
     /// Ends a subscription; with `close`, the lane as well.
-    fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) {
-        if let Some((core, lane)) = self.both() {
-            core.bus
-                .unsubscribe(subscription, &lane, close, monotonic_ns());
-            core.routes.clear(py);
-        }
+    fn unsubscribe(&self, py: Python<'_>, subscription: u64, close: bool) -> PyResult<()> {
+        let Some((core, lane)) = self.both() else {
+            return Ok(());
+        };
+        let now = monotonic_ns();
+        let ended = match &core.journaled {
+            Some(journaled) => {
+                let engine = &journaled.engine;
+                py.detach(|| engine.unsubscribe(&core.bus, subscription, &lane, close, now))
+            }
+            None => {
+                core.bus.unsubscribe(subscription, &lane, close, now);
+                Ok(())
+            }
+        };
+        core.routes.clear(py);
+        ended.map_err(|error| durable::exception(py, &error))
     }
 
     /// Stops or resumes the starting of handlers.

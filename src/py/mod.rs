@@ -14,6 +14,7 @@ mod current;
 mod dataclass;
 mod dead_letters;
 mod delivery;
+mod durable;
 mod errors;
 mod event;
 mod event_loop;

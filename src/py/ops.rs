@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::once::Once;
 use super::once::intern;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 use super::alarm::LoopAlarm;
 use super::cell::GilCell;
@@ -125,6 +126,47 @@ impl Wake for Waker {
             Self::Thread(signal) => signal.set(),
         }
     }
+
+    /// One call for each loop, however many wait there.
+    fn wake_many(wakers: Vec<Self>) {
+        let mut futures: Vec<FutureWaker> = Vec::new();
+        for waker in wakers {
+            match waker {
+                Self::Future(waker) => futures.push(waker),
+                Self::Thread(signal) => signal.set(),
+            }
+        }
+        if futures.is_empty() {
+            return;
+        }
+        Python::attach(|py| {
+            while let Some(first) = futures.pop() {
+                let (same, others): (Vec<_>, Vec<_>) = futures
+                    .into_iter()
+                    .partition(|other| other.event_loop.is(&first.event_loop));
+                futures = others;
+                if same.is_empty() {
+                    first.wake();
+                    continue;
+                }
+                // In the order in which they came.
+                let all = same.iter().chain([&first]).map(|waker| &waker.future);
+                let told = PyList::new(py, all).and_then(|all| {
+                    if first.thread == thread::current().id() {
+                        return resolve_all(&all);
+                    }
+                    let call = intern!(py, "call_soon_threadsafe");
+                    let event_loop = first.event_loop.bind(py);
+                    event_loop
+                        .call_method1(call, (all_resolver(py)?, all))
+                        .map(drop)
+                });
+                if let Err(error) = told {
+                    report_unless_closed(py, first.event_loop.bind(py), &error);
+                }
+            }
+        });
+    }
 }
 
 /// A future of the event loop that runs in the thread which made it.
@@ -185,6 +227,20 @@ pub fn resolve(future: &Bound<'_, PyAny>) -> PyResult<()> {
         future.call_method1(intern!(py, "set_result"), (py.None(),))?;
     }
     Ok(())
+}
+
+/// The same for several.
+#[pyfunction]
+pub fn resolve_all(futures: &Bound<'_, PyList>) -> PyResult<()> {
+    futures.iter().try_for_each(|future| resolve(&future))
+}
+
+fn all_resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static RESOLVE: Once<Py<PyAny>> = Once::new();
+    let resolve = RESOLVE.get_or_try_init(py, || {
+        wrap_pyfunction!(resolve_all, py).map(|f| f.into_any().unbind())
+    })?;
+    Ok(resolve.bind(py))
 }
 
 fn resolver(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {

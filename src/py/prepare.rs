@@ -9,6 +9,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyMapping, PyString};
 
 use super::core::Core;
 use super::current::Origin;
+use super::durable;
 use super::errors::Error;
 use super::event::{Event as PyEvent, record_of};
 use super::identity::{self, Identity};
@@ -25,6 +26,7 @@ use crate::engine::gate::{Offer, Patience, Timing};
 use crate::engine::priority::Priority;
 use crate::engine::router::Route;
 use crate::engine::settlement::Envelope;
+use crate::engine::store::Durability;
 use crate::engine::sync::share;
 
 /// The longest time that may be set, in seconds: some thirty years.
@@ -45,6 +47,8 @@ pub struct Options {
     pub delay: Option<Py<PyAny>>,
     /// See `EventBus.publish`.
     pub expires_in: Option<Py<PyAny>>,
+    /// See `EventBus.publish`.
+    pub durability: Option<Py<PyAny>>,
 }
 
 impl Options {
@@ -58,6 +62,7 @@ impl Options {
             &self.headers,
             &self.delay,
             &self.expires_in,
+            &self.durability,
         ];
         all.into_iter().any(Option::is_some).then_some(self)
     }
@@ -71,6 +76,7 @@ impl Options {
             "headers" => Some(&mut self.headers),
             "delay" => Some(&mut self.delay),
             "expires_in" => Some(&mut self.expires_in),
+            "durability" => Some(&mut self.durability),
             _ => None,
         }
     }
@@ -344,6 +350,10 @@ fn details(
         if options.delay.is_some() || options.expires_in.is_some() {
             details.timing = timing_of(py, core, options)?;
         }
+        if let Some(given) = &options.durability {
+            extras.durability = Some(durability_of(core, given.bind(py))?);
+            any = true;
+        }
     }
     if core.wants_contexts() {
         extras.context = Some(native::copy_context(py, None)?.unbind());
@@ -432,6 +442,27 @@ fn timing_of(py: Python<'_>, core: &Core, options: &Options) -> PyResult<Option<
     };
     let any = timing.due.is_some() || timing.expires.is_some();
     Ok(any.then(|| Box::new(timing)))
+}
+
+/// What the publisher wants to be told that it survives.
+fn durability_of(core: &Core, given: &Bound<'_, PyAny>) -> PyResult<Durability> {
+    let name = given.cast::<PyString>().ok();
+    let level = name.and_then(|name| durable::durability(name.to_str().ok()?));
+    match (level, &core.journaled) {
+        (Some(level @ (Durability::Os | Durability::Fsync)), Some(_))
+        | (Some(level @ Durability::Memory), None) => Ok(level),
+        (_, journaled) => {
+            let text = match journaled {
+                Some(_) => {
+                    "durability must be \"os\" (survives a kill of the process) or \"fsync\" (a loss of power, too)"
+                }
+                None => {
+                    "durability needs a bus with a path, for example EventBus(path=\"orders.bus\")"
+                }
+            };
+            Err(Error::InvalidOption.exception(given.py(), "durability", text))
+        }
+    }
 }
 
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.

@@ -12,12 +12,14 @@ use super::core::Core;
 use super::current;
 use super::errors::Error;
 use super::native;
-use super::ops::{Event, FutureWaker, PyLane, Signal, Waker};
+use super::ops::{Event, FutureWaker, PyLane, PyOps, Signal, Waker};
 use super::prepare::Prepared;
 use super::record;
 use super::routes::Way;
+use crate::engine::durable::Publication;
 use crate::engine::gate::WaitId;
 use crate::engine::settlement::Outcome;
+use crate::engine::store::Durability;
 
 /// The bus's answer to a publish.
 ///
@@ -28,9 +30,45 @@ pub struct Receipt {
     /// None while the event is kept for the start: its lanes are not known yet.
     way: Option<Py<Way>>,
     sequence: u64,
+    /// What is known of its storage.
+    stored: Stored,
+}
+
+/// What is known of an event's storage.
+#[derive(Clone)]
+pub enum Stored {
+    /// It is in this process.
+    Memory,
+    /// An equal one was stored before, at least so.
+    Before(Durability),
+    /// Its commit says.
+    Commit(Arc<Publication<PyOps>>),
+}
+
+impl Stored {
+    fn durability(&self) -> Durability {
+        match self {
+            Self::Memory => Durability::Memory,
+            Self::Before(level) => *level,
+            Self::Commit(publication) => {
+                let fate = publication.fate().and_then(Result::ok);
+                fate.unwrap_or(Durability::Memory)
+            }
+        }
+    }
 }
 
 impl Receipt {
+    /// For an event that was handed to a journal, or (no number) is there already.
+    pub fn durable(event: Event, sequence: Option<u64>, stored: Stored) -> Self {
+        Self {
+            event,
+            way: None,
+            sequence: sequence.unwrap_or_default(),
+            stored,
+        }
+    }
+
     /// For an event that was accepted under a number.
     #[inline(always)]
     pub fn accepted(prepared: Prepared, sequence: u64, held: bool) -> Self {
@@ -39,6 +77,7 @@ impl Receipt {
             event: prepared.event,
             way,
             sequence,
+            stored: Stored::Memory,
         }
     }
 
@@ -49,6 +88,7 @@ impl Receipt {
             event: prepared.event,
             way: None,
             sequence: 0,
+            stored: Stored::Memory,
         }
     }
 
@@ -58,6 +98,7 @@ impl Receipt {
             event,
             way: None,
             sequence,
+            stored: Stored::Memory,
         }
     }
 
@@ -72,6 +113,7 @@ impl Receipt {
             event,
             way: Some(way),
             sequence,
+            stored: Stored::Memory,
         }
     }
 
@@ -151,10 +193,11 @@ impl Receipt {
         self.sequence == 0
     }
 
-    /// What the acceptance survives: "memory" is lost with the process.
+    /// What the acceptance survives: "memory" is lost with the process, "os" survives a kill of the process,
+    /// "fsync" a loss of power, too. It rises when the journal's flush is over.
     #[getter]
-    fn durability<'py>(&self, py: Python<'py>) -> &Bound<'py, pyo3::types::PyString> {
-        intern!(py, "memory")
+    fn durability(&self) -> &'static str {
+        self.stored.durability().name()
     }
 
     /// Waits until every subscription has its outcome; with `cascade`, also every event that
@@ -282,14 +325,15 @@ impl Receipt {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let id = self.event_id(py).repr()?;
+        let durability = self.durability();
         Ok(match self.sequence() {
             Some(sequence) => {
                 format!(
-                    "Receipt(event_id={id}, sequence={sequence}, durability='memory', duplicate=False)"
+                    "Receipt(event_id={id}, sequence={sequence}, durability='{durability}', duplicate=False)"
                 )
             }
             None => format!(
-                "Receipt(event_id={id}, sequence=None, durability='memory', duplicate=True)"
+                "Receipt(event_id={id}, sequence=None, durability='{durability}', duplicate=True)"
             ),
         })
     }
@@ -346,6 +390,7 @@ impl Drop for Guard {
 pub struct BatchReceipt {
     events: Vec<Event>,
     answers: Vec<Answer>,
+    stored: Stored,
 }
 
 /// What became of a run of events.
@@ -361,7 +406,34 @@ pub struct Answer {
 impl BatchReceipt {
     /// For what was published so far.
     pub fn new(events: Vec<Event>, answers: Vec<Answer>) -> Self {
-        Self { events, answers }
+        Self {
+            events,
+            answers,
+            stored: Stored::Memory,
+        }
+    }
+
+    /// For what was handed to a journal.
+    pub fn durable(results: Vec<(Event, Option<u64>)>, stored: Stored) -> Self {
+        let mut answers: Vec<Answer> = Vec::new();
+        let mut next = None;
+        let mut events = Vec::with_capacity(results.len());
+        for (from, (event, number)) in results.into_iter().enumerate() {
+            if number.is_none() || number != next {
+                answers.push(Answer {
+                    from,
+                    first: number.unwrap_or_default(),
+                    way: None,
+                });
+            }
+            next = number.map(|number| number + 1);
+            events.push(event);
+        }
+        Self {
+            events,
+            answers,
+            stored,
+        }
     }
 }
 
@@ -406,10 +478,10 @@ impl BatchReceipt {
         answers.filter(|answer| answer.first == 0).count()
     }
 
-    /// What the acceptance survives: "memory" is lost with the process.
+    /// What the acceptance survives; see :attr:`Receipt.durability`.
     #[getter]
-    fn durability<'py>(&self, py: Python<'py>) -> &Bound<'py, pyo3::types::PyString> {
-        intern!(py, "memory")
+    fn durability(&self) -> &'static str {
+        self.stored.durability().name()
     }
 
     /// One receipt for each event, in order.
@@ -424,6 +496,7 @@ impl BatchReceipt {
                     event: event.clone(),
                     way: answer.way.as_ref().map(|way| way.clone_ref(py)),
                     sequence,
+                    stored: self.stored.clone(),
                 };
                 receipts.append(native::make(py, receipt)?)?;
             }

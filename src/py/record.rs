@@ -15,6 +15,7 @@ use super::native;
 use super::ops::{Event, PyOps};
 use crate::engine::priority::Priority;
 use crate::engine::settlement::{Envelope, Rest};
+use crate::engine::store::Durability;
 
 /// When the event was made.
 pub enum Stamp {
@@ -103,6 +104,8 @@ pub struct Extras {
     pub causation: Option<Identity>,
     /// What the publisher ran in, where handlers run in that.
     pub context: Option<Py<PyAny>>,
+    /// How durable its publisher wants it, if not as the bus.
+    pub durability: Option<Durability>,
 }
 
 impl Given {

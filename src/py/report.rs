@@ -41,6 +41,7 @@ pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<
         ("rejected", counts.rejected),
         ("waiting", counts.waiting),
         ("cancelled", counts.cancelled),
+        ("unknown", counts.unknown),
     ] {
         report.set_item(name, count)?;
     }

@@ -98,6 +98,11 @@ pub fn begin(
     base: &Base,
     steps: bool,
 ) -> Progress {
+    if let Some(backing) = &lane.options.backing
+        && entry.letter().is_none()
+    {
+        backing.begin(entry.level, entry.sequence, entry.attempt);
+    }
     let (event, own) = match prepare(py, active, lane, &entry, now, base) {
         Ok(prepared) => prepared,
         Err(error) => {

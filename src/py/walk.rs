@@ -75,7 +75,7 @@ fn write_json(
 ) -> PyResult<()> {
     let start = buffer.len();
     let mut scratch = SCRATCH.replace(py, None).unwrap_or_default();
-    let written = fast::write(data, buffer, hashing, &mut scratch);
+    let written = fast::write(data, buffer, hashing, &mut scratch, false);
     SCRATCH.replace(py, Some(scratch));
     if written {
         return Ok(());
@@ -83,6 +83,30 @@ fn write_json(
     buffer.truncate(start);
     *hashing = Hashing::default();
     write_by_standard_library(py, data, buffer)
+}
+
+/// The same for what JSON gives back as it is; anything else is refused with its path.
+pub fn write_round_trip(
+    py: Python<'_>,
+    data: &Bound<'_, PyAny>,
+    buffer: &mut Vec<u8>,
+) -> PyResult<()> {
+    static CHECK: Once<Py<PyAny>> = Once::new();
+    let start = buffer.len();
+    let mut scratch = SCRATCH.replace(py, None).unwrap_or_default();
+    let mut hashing = Hashing::default();
+    let written = fast::write(data, buffer, &mut hashing, &mut scratch, true);
+    SCRATCH.replace(py, Some(scratch));
+    if written {
+        return Ok(());
+    }
+    buffer.truncate(start);
+    write_by_standard_library(py, data, buffer)?;
+    let text = String::from_utf8_lossy(&buffer[start..]);
+    CHECK
+        .import(py, "ironbus._durable", "check_round_trip")?
+        .call1((data, text))
+        .map(drop)
 }
 
 #[cold]

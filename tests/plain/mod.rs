@@ -172,6 +172,7 @@ pub fn options(name: &str, bound: usize) -> LaneOptions {
         holds: Holds::Level,
         breaker: None,
         letters: Letters::None,
+        backing: None,
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct PutOff<O: Ops> {
     timers: Vec<(Nanos, Place)>,
     /// Only to be dropped: a route may be the last to hold a lane and its handler.
     retired: Vec<Arc<Route<O>>>,
+    /// Only to be dropped: the payload's destructor is outside code.
+    forgotten: Vec<Shared<Envelope<O>>>,
 }
 
 impl<O: Ops> Default for Effects<O> {
@@ -50,6 +52,7 @@ impl<O: Ops> Effects<O> {
                 wakers: Vec::new(),
                 timers: Vec::new(),
                 retired: Vec::new(),
+                forgotten: Vec::new(),
             })
         })
     }
@@ -80,6 +83,10 @@ impl<O: Ops> Effects<O> {
         self.put_off().retired.extend(routes);
     }
 
+    pub(super) fn forget(&mut self, events: impl IntoIterator<Item = Shared<Envelope<O>>>) {
+        self.put_off().forgotten.extend(events);
+    }
+
     /// Whether there is nothing to do.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -99,6 +106,7 @@ impl<O: Ops> Effects<O> {
             mut wakers,
             timers: _,
             retired,
+            forgotten,
         } = *put_off;
         for (lane, event) in dropped {
             wakers.extend(event.settle(&lane, Outcome::Dropped));
@@ -111,7 +119,7 @@ impl<O: Ops> Effects<O> {
         let free = refused.into_iter().filter_map(|waiter| waiter.claim);
         let free = free.collect();
         wake_all(wakers);
-        drop(retired);
+        drop((retired, forgotten));
         (claims, free)
     }
 }

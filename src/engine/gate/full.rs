@@ -99,7 +99,7 @@ impl<O: Ops> State<O> {
                 !route.has_room(lane, level) || lane.is_awaited(level)
             }
             Overflow::Reject => !route.has_room(lane, level),
-            Overflow::DropOldest | Overflow::DropNew => false,
+            Overflow::DropOldest | Overflow::DropNew | Overflow::Spill => false,
         })
     }
 }

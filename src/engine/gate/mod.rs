@@ -7,6 +7,7 @@
 //! of a payload and no I/O happens inside: what must be dropped or woken is handed out
 //! as [`Effects`].
 
+mod committed;
 mod cycle;
 mod discard;
 mod effects;
@@ -19,6 +20,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use self::committed::Spill;
 use self::cycle::Blocked;
 use self::effects::signal;
 use self::full::FullLane;
@@ -37,6 +39,7 @@ use super::settlement::Envelope;
 use super::sync::{Arc, Mutex, MutexGuard, Shared, atomic::AtomicUsize, lock};
 use super::topic::Topic;
 
+pub use self::committed::{Committed, Unnumbered};
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
 pub use self::quiet::Calm;
@@ -116,6 +119,8 @@ struct Held<O: Ops> {
     token: u64,
     event: Shared<Envelope<O>>,
     timing: Option<Timing>,
+    /// It is in a journal as well.
+    durable: bool,
 }
 
 /// A lane, as the gate sees it.
@@ -123,6 +128,8 @@ struct Door<O: Ops> {
     lane: Arc<Lane<O>>,
     tails: Tails<O>,
     routed: u64,
+    /// Of a durable lane.
+    spill: Option<Box<Spill<O>>>,
 }
 
 /// The ledger's counts, and each lane with what was routed to it.
@@ -145,6 +152,8 @@ struct State<O: Ops> {
     blocked: HashMap<LaneId, Vec<Blocked<O>>>,
     /// Whom to wake when all is so calm.
     drainers: Vec<(O::Waker, Calm)>,
+    /// Events that are numbered and whose commit is not over.
+    uncommitted: usize,
     counts: Counts,
 }
 
@@ -173,6 +182,7 @@ impl<O: Ops> Gate<O> {
             ids: 0,
             blocked: HashMap::new(),
             drainers: Vec::new(),
+            uncommitted: 0,
             counts: Counts::default(),
         };
         Self {
@@ -382,6 +392,7 @@ impl<O: Ops> Gate<O> {
             token: offer.token,
             event: offer.event.clone(),
             timing: offer.timing.copied(),
+            durable: false,
         });
         Published::Held(sequence)
     }
@@ -426,12 +437,14 @@ impl<O: Ops> Gate<O> {
             .iter()
             .position(Option::is_none)
             .unwrap_or(state.doors.len());
+        let spill = options.backing.as_ref().map(|_| Box::default());
         let (lane, tails) = Lane::new(state.lanes_made, slot, options, handler, seat);
         let lane = Arc::new(lane);
         let door = Some(Door {
             lane: lane.clone(),
             tails,
             routed: 0,
+            spill,
         });
         if slot == state.doors.len() {
             state.doors.push(door);
@@ -490,6 +503,10 @@ impl<O: Ops> Gate<O> {
         let held = std::mem::take(&mut state.held);
         let mut routes = Vec::with_capacity(held.len());
         for held in &held {
+            if held.durable {
+                state.let_in(&self.router, held, held.at, effects, &mut routes);
+                continue;
+            }
             let route = self.router.route(&held.event_type);
             effects.wake(held.event.routed(route.owed));
             held.event.set_route(route.clone());
@@ -630,7 +647,7 @@ impl<O: Ops> State<O> {
                     None => return Self::turn_away(lane, event, effects),
                 },
                 Overflow::DropNew => return Self::turn_away(lane, event, effects),
-                Overflow::Block | Overflow::Reject => {}
+                Overflow::Block | Overflow::Reject | Overflow::Spill => {}
             }
         }
         lane.entering(level);

@@ -70,6 +70,7 @@ impl<O: Ops> State<O> {
     fn is_quiet(&self, excused: Option<LaneId>) -> bool {
         self.waiters.is_empty()
             && self.held.is_empty()
+            && self.uncommitted == 0
             && self
                 .doors
                 .iter()
@@ -81,13 +82,14 @@ impl<O: Ops> State<O> {
     /// the gate, which is locked.
     fn is_still(&self, running: usize) -> bool {
         let mut left = running;
-        self.doors.iter().flatten().all(|door| {
-            let Some(running) = door.lane.at_rest() else {
-                return false;
-            };
-            let enough = running <= left;
-            left = left.saturating_sub(running);
-            enough
-        })
+        self.uncommitted == 0
+            && self.doors.iter().flatten().all(|door| {
+                let Some(running) = door.lane.at_rest() else {
+                    return false;
+                };
+                let enough = running <= left;
+                left = left.saturating_sub(running);
+                enough
+            })
     }
 }

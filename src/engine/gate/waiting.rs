@@ -137,6 +137,7 @@ impl<O: Ops> Gate<O> {
                         token: waiter.token,
                         event: waiter.event.clone(),
                         timing: waiter.timing,
+                        durable: false,
                     });
                 } else {
                     effects.wake(waiter.event.routed(waiter.route.owed));

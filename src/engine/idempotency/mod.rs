@@ -124,6 +124,28 @@ impl<W> Idempotency<W> {
         self.claims.remove(&digest.short()).unwrap_or_default()
     }
 
+    /// The fate of an open claim stays open. Returns those who joined.
+    pub fn rouse(&mut self, digest: &Digest) -> Vec<W> {
+        let joined = self.claims.get_mut(&digest.short());
+        joined.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Ends all open claims, whose fates are known by what is [restored](Self::restore) next.
+    /// Returns those who joined.
+    pub fn end_claims(&mut self) -> Vec<W> {
+        let claims = std::mem::take(&mut self.claims);
+        claims.into_values().flatten().collect()
+    }
+
+    /// Remembers a key that was seen in another life, until its deadline. They come in the order of
+    /// their deadlines.
+    pub fn restore(&mut self, digest: Short, deadline: Nanos, now: Nanos) {
+        self.expire(now);
+        if deadline > now && self.find(&digest).is_none() {
+            self.insert_until(digest, deadline);
+        }
+    }
+
     /// Forgets a key before its time; false: it was not known.
     pub fn forget(&mut self, digest: &Digest) -> bool {
         let digest = digest.short();
@@ -178,10 +200,14 @@ impl<W> Idempotency<W> {
 
     #[inline]
     fn insert(&mut self, digest: Short, now: Nanos) {
+        self.insert_until(digest, now.saturating_add(self.ttl));
+    }
+
+    #[inline]
+    fn insert_until(&mut self, digest: Short, deadline: Nanos) {
         if self.index.len() >= self.max_keys {
             self.evict();
         }
-        let deadline = now.saturating_add(self.ttl);
         let number = self.log.push(digest, deadline);
         let (seed, log) = (self.seed, &self.log);
         self.index.insert(hash(seed, &digest), number, |number| {

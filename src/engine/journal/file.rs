@@ -9,6 +9,7 @@ use super::sqlite::{SCHEMA, SqliteOptions, SqliteStorage};
 use super::storage::{Change, CursorRow, Reader, Straggler, StragglerState};
 use super::{Journal, JournalError, JournalOptions, Observer, Start};
 use crate::engine::store::{self, StoreError};
+use crate::engine::sync::lock;
 
 /// How a journal's file is opened and worked with.
 #[derive(Clone)]
@@ -47,10 +48,10 @@ impl Journal {
             path: path.to_owned(),
             settlements,
         };
-        let mut journal = Self::start(start, options.journal, observer)?;
+        let journal = Self::start(start, options.journal, observer)?;
         // The suspects are stored: the page may forget them.
         let in_flight = InFlight::make(path, &identity)?;
-        journal.held = Some(Held {
+        *lock(&journal.held) = Some(Held {
             in_flight,
             identity,
             _owner: owner,
@@ -59,13 +60,13 @@ impl Journal {
     }
 
     /// The page for running deliveries, of a journal in a file.
-    pub fn in_flight(&self) -> Option<&Arc<InFlight>> {
-        self.held.as_ref().map(|held| &held.in_flight)
+    pub fn in_flight(&self) -> Option<Arc<InFlight>> {
+        lock(&self.held).as_ref().map(|held| held.in_flight.clone())
     }
 
     /// What tells this journal from all others, of a journal in a file.
     pub fn identity(&self) -> Option<[u8; 16]> {
-        self.held.as_ref().map(|held| held.identity)
+        lock(&self.held).as_ref().map(|held| held.identity)
     }
 }
 

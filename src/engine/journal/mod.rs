@@ -184,9 +184,9 @@ pub struct Journal {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
     head: Head,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     /// Of a journal in a file. Let go of when the writer has ended.
-    held: Option<file::Held>,
+    held: Mutex<Option<file::Held>>,
 }
 
 /// What a journal starts with.
@@ -252,8 +252,8 @@ impl Journal {
             shared,
             registry,
             head: found,
-            writer: Some(thread),
-            held: None,
+            writer: Mutex::new(Some(thread)),
+            held: Mutex::default(),
         })
     }
 
@@ -308,16 +308,73 @@ impl Journal {
         topics: &[String],
         after: u64,
     ) -> Result<Arc<Subscription>, JournalError> {
+        let wanted = (name.to_owned(), topics.to_vec(), after);
+        let registered = self.register_all(vec![wanted])?.pop();
+        registered.ok_or(JournalError::Closed)
+    }
+
+    /// The same for several at once: a name, its topics, and the number that it begins behind each.
+    pub fn register_all(
+        &self,
+        wanted: Vec<(String, Vec<String>, u64)>,
+    ) -> Result<Vec<Arc<Subscription>>, JournalError> {
         let now = (self.shared.clock)();
-        let (name, topics) = (name.to_owned(), topics.to_vec());
-        let (row, cursors) = self.run(Durability::Fsync, move |storage, _| {
-            storage.register(&name, &topics, after, now)
+        let rows = self.run(Durability::Fsync, move |storage, _| {
+            let register = |(name, topics, after): &(String, Vec<String>, u64)| {
+                storage.register(name, topics, *after, now)
+            };
+            wanted.iter().map(register).collect::<Result<Vec<_>, _>>()
         })?;
-        let subscription = Arc::new(Subscription::new(&row, cursors, self.shared.clone()));
+        let made = rows
+            .into_iter()
+            .map(|(row, cursors)| Arc::new(Subscription::new(&row, cursors, self.shared.clone())));
+        let made: Vec<_> = made.collect();
         let mut registry = lock(&self.registry);
         registry.retain(|known| known.strong_count() > 0);
-        registry.push(Arc::downgrade(&subscription));
-        Ok(subscription)
+        registry.extend(made.iter().map(Arc::downgrade));
+        Ok(made)
+    }
+
+    /// Says what a subscription listens to from now on. Waits for the disk; `change` is called when it
+    /// is there.
+    pub fn listen(
+        &self,
+        subscription: &Arc<Subscription>,
+        topics: Vec<String>,
+        change: impl FnOnce(),
+    ) -> Result<(), JournalError> {
+        let now = (self.shared.clock)();
+        let (name, stored) = (subscription.name().to_owned(), topics.clone());
+        self.run(Durability::Fsync, move |storage, _| {
+            storage.register(&name, &stored, 0, now).map(drop)
+        })?;
+        subscription.listen(&topics);
+        change();
+        Ok(())
+    }
+
+    /// All subscriptions in the journal and where they are, those of this process or not.
+    pub fn subscriptions(&self) -> Result<Vec<(SubscriptionRow, Vec<CursorRow>)>, JournalError> {
+        self.shared.read(|reader| reader.subscriptions())
+    }
+
+    /// The keys that were accepted at this time or later, the newest `limit`, oldest first.
+    pub fn keys(
+        &self,
+        since: WallSeconds,
+        limit: usize,
+    ) -> Result<Vec<(KeyDigest, WallSeconds)>, JournalError> {
+        self.shared.read(|reader| reader.keys(since, limit))
+    }
+
+    /// The last event that was accepted before a time.
+    pub fn position_at(&self, time: WallSeconds) -> Result<u64, JournalError> {
+        self.shared.read(|reader| reader.position_at(time))
+    }
+
+    /// How many events there are, and how much of them was damaged or lost.
+    pub fn counts(&self) -> Result<Counts, JournalError> {
+        self.shared.read(|reader| reader.counts())
     }
 
     /// Lets go of a subscription that nobody in this process has, with its backlog. Waits for the
@@ -385,6 +442,11 @@ impl Journal {
         self.run(Durability::Os, |storage, _| storage.reader())
     }
 
+    /// Whether a flush has failed, after which nothing is written.
+    pub fn is_read_only(&self) -> bool {
+        self.shared.queue.is_broken()
+    }
+
     /// Why the last checkpoint failed, if it did: the log grows until one succeeds.
     pub fn checkpoint_error(&self) -> Option<StoreError> {
         lock(&self.shared.checkpoint_error).clone()
@@ -399,20 +461,21 @@ impl Journal {
     }
 
     /// Writes all that is here, and ends. What went wrong at the end is the error.
-    pub fn close(mut self) -> Result<(), JournalError> {
+    pub fn close(&self) -> Result<(), JournalError> {
         self.end();
+        // Whatever went wrong, somebody else may have it now.
+        let held = lock(&self.held).take();
         lock(&self.shared.ended)
             .take()
             .unwrap_or(Err(JournalError::ReadOnly))?;
-        self.held
-            .as_ref()
-            .map_or(Ok(()), |held| held.in_flight.remove())
+        held.map_or(Ok(()), |held| held.in_flight.remove())
     }
 
-    fn end(&mut self) {
+    fn end(&self) {
         self.shared.queue.close();
         // The last to let go can be the writer itself, in what it tells of a commit.
-        if let Some(writer) = self.writer.take()
+        let writer = lock(&self.writer).take();
+        if let Some(writer) = writer
             && writer.thread().id() != std::thread::current().id()
         {
             // One that panicked has told those who wait by its guard.

@@ -52,7 +52,7 @@ struct Progress {
 pub struct Subscription {
     id: SubscriptionId,
     name: Box<str>,
-    topics: Vec<Topic>,
+    topics: Mutex<Arc<[Topic]>>,
     shared: Arc<Shared>,
     progress: Mutex<Progress>,
     refilling: Mutex<()>,
@@ -93,7 +93,7 @@ impl Subscription {
         Self {
             id: row.id,
             name: row.name.as_str().into(),
-            topics: row.topics.iter().map(|topic| Topic::new(topic)).collect(),
+            topics: Mutex::new(row.topics.iter().map(|topic| Topic::new(topic)).collect()),
             shared,
             progress: Mutex::new(progress),
             refilling: Mutex::new(()),
@@ -142,8 +142,19 @@ impl Subscription {
     /// Up to `limit` of the next events of a level. Few or none without being caught up: call
     /// again. Reads the file; to be called with no lock held.
     pub fn refill(self: &Arc<Self>, level: Priority, limit: usize) -> Result<Refill, JournalError> {
+        self.refill_through(level, limit, u64::MAX)
+    }
+
+    /// The same, and nothing beyond a number: what [`accept`](Self::accept) has not been asked
+    /// about yet.
+    pub fn refill_through(
+        self: &Arc<Self>,
+        level: Priority,
+        limit: usize,
+        through: u64,
+    ) -> Result<Refill, JournalError> {
         let _one_at_a_time = lock(&self.refilling);
-        let through = self.shared.committed.load(Ordering::Acquire);
+        let through = through.min(self.shared.committed.load(Ordering::Acquire));
         let after = {
             let progress = lock(&self.progress);
             let level = &progress.levels[level.index()];
@@ -166,7 +177,8 @@ impl Subscription {
                 limit,
                 budget: BUDGET,
             };
-            let wanted = |event_type: &str| self.wants(event_type);
+            let topics = lock(&self.topics).clone();
+            let wanted = |event_type: &str| wants(&topics, event_type);
             scan = self
                 .shared
                 .read(|reader| reader.scan(level, range, &wanted))?;
@@ -201,7 +213,12 @@ impl Subscription {
 
     /// Whether an event of this type is this subscription's.
     pub fn wants(&self, event_type: &str) -> bool {
-        self.topics.iter().any(|topic| topic.matches(event_type))
+        wants(&lock(&self.topics), event_type)
+    }
+
+    /// Listens to these from now on.
+    pub(super) fn listen(&self, topics: &[String]) {
+        *lock(&self.topics) = topics.iter().map(|topic| Topic::new(topic)).collect();
     }
 
     /// A delivery has its outcome. Written with the next batch: a crash before delivers again.
@@ -233,6 +250,19 @@ impl Subscription {
         let straggler = self.straggler(level, sequence, attempt, due, StragglerState::Retry);
         progress.changes.push(Change::Put(straggler));
         self.touch(&mut progress, level);
+    }
+
+    /// An attempt has failed, and there will be another one, not before so many seconds have passed.
+    /// It is left behind, so that a crash does not lose count.
+    pub fn try_again(
+        self: &Arc<Self>,
+        level: Priority,
+        sequence: u64,
+        attempt: u32,
+        after: WallSeconds,
+    ) {
+        let due = (after > 0.0).then(|| (self.shared.clock)() + after);
+        self.defer(level, sequence, attempt, due, StragglerState::Retry);
     }
 
     /// Leaves a delivery behind: the cursor goes on without it, and the journal keeps what is to
@@ -381,6 +411,10 @@ impl Subscription {
             }
         }
     }
+}
+
+fn wants(topics: &[Topic], event_type: &str) -> bool {
+    topics.iter().any(|topic| topic.matches(event_type))
 }
 
 impl Progress {

@@ -4,7 +4,7 @@ use super::entry::Entry;
 use super::holding::{Holding, Kind, NEVER};
 use super::keys::Keys;
 use super::line::{Rank, Ready};
-use super::{LEVELS, Nanos, Order};
+use super::{Holds, LEVELS, Nanos, Order};
 use crate::engine::ledger::{Tallied, Tally};
 use crate::engine::metrics::Latencies;
 use crate::engine::ops::Ops;
@@ -227,6 +227,38 @@ impl<O: Ops> Consumer<O> {
         }
     }
 
+    /// Puts an entry that was begun in its place before those that were not.
+    pub(super) fn admit_begun(&mut self, entry: Entry<O>) {
+        let rank = Rank::Begun(entry.sequence);
+        if self.is_keyed() && !entry.is_unordered() {
+            self.keys.arrive(rank, entry, &mut self.ready);
+        } else {
+            self.ready.insert(rank, entry);
+        }
+    }
+
+    /// The same, once its time has come; what waits for it then waits for it now.
+    pub(super) fn hold_begun(&mut self, entry: Entry<O>, due: Nanos, holds: Holds) {
+        let rank = Rank::Begun(entry.sequence);
+        if holds != Holds::Nothing && self.is_keyed() && !entry.is_unordered() {
+            // One that has to wait for another of its token waits for that alone.
+            if let Some(entry) = self.keys.claim(rank, entry) {
+                self.leave(entry.token, Some(entry.level));
+                let kind = match holds {
+                    Holds::Level => Kind::Level,
+                    Holds::Key | Holds::Nothing => Kind::Place,
+                };
+                self.holding.add(due, entry, kind);
+            }
+            return;
+        }
+        let kind = match holds {
+            Holds::Level => Kind::Level,
+            Holds::Key | Holds::Nothing => Kind::Free,
+        };
+        self.holding.add(due, entry, kind);
+    }
+
     /// Starts nothing before the breaker changes, or this time has come.
     pub(super) fn refuse(&mut self, until: Option<Nanos>) {
         self.barred |= REFUSED;
@@ -282,6 +314,13 @@ impl<O: Ops> Consumer<O> {
 
     /// Lets go of everything, counted as dropped.
     pub(super) fn drain(&mut self) -> Vec<Entry<O>> {
+        let left = self.take_all();
+        left.iter().for_each(|_| self.tally.count(Tallied::Dropped));
+        left
+    }
+
+    /// Lets go of everything.
+    pub(super) fn take_all(&mut self) -> Vec<Entry<O>> {
         let mut left: Vec<_> = self.ready.drain().collect();
         self.keys.drain(&mut left);
         left.extend(self.holding.drain());
@@ -290,7 +329,6 @@ impl<O: Ops> Consumer<O> {
                 left.push(entry);
             }
         }
-        left.iter().for_each(|_| self.tally.count(Tallied::Dropped));
         left
     }
 }

@@ -255,6 +255,14 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return true;
         }
+        if self
+            .options
+            .backing
+            .as_ref()
+            .is_some_and(|backing| backing.has_more())
+        {
+            return false;
+        }
         // Else what goes from a handler back to its queue might be missed in both. And whoever finds
         // a lane at work has been here before the lane does its next step: see `after_settlement`.
         let _still = lock(&self.consumer);

@@ -1,5 +1,6 @@
 //! What a lane is told when it is made.
 
+use crate::engine::backing::Backing;
 use crate::engine::breaker::Breaker;
 use crate::engine::retry::RetryPolicy;
 
@@ -14,6 +15,8 @@ pub enum Overflow {
     DropOldest,
     /// The new event does not reach this lane, counted.
     DropNew,
+    /// The event comes later, out of the journal that backs the lane.
+    Spill,
 }
 
 /// Which events of a lane may not overlap.
@@ -77,4 +80,6 @@ pub struct LaneOptions {
     pub breaker: Option<std::sync::Arc<Breaker>>,
     /// What is kept of deliveries that fail for good.
     pub letters: Letters,
+    /// What remembers its deliveries beyond the process, of a durable lane.
+    pub backing: Option<std::sync::Arc<dyn Backing>>,
 }

@@ -2,8 +2,9 @@
 
 use super::consumer::POPPING;
 use super::holding::NEVER;
-use super::{Entry, Lane, Nanos};
+use super::{Entry, Lane, Nanos, Order};
 use crate::engine::ops::Ops;
+use crate::engine::priority::Priority;
 use crate::engine::sync::lock;
 
 impl<O: Ops> Lane<O> {
@@ -12,9 +13,20 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return Some(0);
         }
+        let backing = self.options.backing.as_ref();
+        if backing.is_some_and(|it| it.has_more()) && self.is_empty() {
+            // What it has not been given yet is on its way.
+            return None;
+        }
         let mut consumer = lock(&self.consumer);
         let startable = self.may_start(&consumer) && self.has_work(&mut consumer);
         (!startable).then(|| self.running())
+    }
+
+    fn is_empty(&self) -> bool {
+        Priority::ALL
+            .into_iter()
+            .all(|level| self.depth(level) == 0)
     }
 
     /// Lets go of everything that waits, counted as dropped. The gate must not push meanwhile.
@@ -23,6 +35,30 @@ impl<O: Ops> Lane<O> {
         let left = consumer.drain();
         self.all_left();
         left
+    }
+
+    /// Gives everything back that waits, for who lets it in anew. The gate must not push meanwhile.
+    pub(in crate::engine) fn take_back(&self) -> Vec<Entry<O>> {
+        let mut consumer = lock(&self.consumer);
+        let left = consumer.take_all();
+        self.all_left();
+        left
+    }
+
+    /// Lets an entry in that was tried before, in the life of another process: before all that was
+    /// not, and not before its time. Returns when to come by, if that is earlier than somebody does.
+    pub(in crate::engine) fn resume(
+        &self,
+        mut entry: Entry<O>,
+        due: Option<Nanos>,
+    ) -> Option<Nanos> {
+        entry.rare().unordered = self.options.order == Order::Computed;
+        let mut consumer = lock(&self.consumer);
+        match due {
+            None => consumer.admit_begun(entry),
+            Some(due) => consumer.hold_begun(entry, due, self.options.holds),
+        }
+        consumer.arm()
     }
 
     /// A fault on purpose, for tests of what has to notice it: what comes next, or else what waits

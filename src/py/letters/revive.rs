@@ -94,6 +94,7 @@ fn record(py: Python<'_>, event: &DeadEvent, data: Bound<'_, PyAny>) -> PyResult
         correlation: identity(&event.correlation_id),
         causation: identity(&event.causation_id),
         context: None,
+        durability: None,
     };
     let given = Given {
         timestamp: None,

@@ -17,10 +17,11 @@ use crate::engine::clock::Nanos;
 use crate::engine::dead_letters::{
     DeadLetter, DeadLetterError, DeadLetters, Failure, Fingerprint, Limits, Statistics,
 };
+use crate::engine::journal::{JournalError, Unit};
 use crate::engine::lane::Letter;
 use crate::engine::metrics::Recent;
 use crate::engine::ops::{Cause, Dying, Kept, Sink};
-use crate::engine::store::WallSeconds;
+use crate::engine::store::{Durability, WallSeconds};
 use crate::engine::sync::lock;
 use crate::py::clock::Clock;
 use crate::py::core::Core;
@@ -378,6 +379,61 @@ const MINUTE: WallSeconds = 60.0;
 /// So many payloads more than letters are not looked at one by one.
 const SPARE: usize = 64;
 
+impl LetterSink {
+    /// Has the journal write the letter and the settlement of its delivery, both or neither.
+    fn keep_as_one(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        core: &Arc<Core>,
+        mut dying: Box<Dying<PyOps>>,
+        letter: Box<DeadLetter>,
+    ) -> Kept<PyOps> {
+        let journaled = core.journaled.as_ref();
+        let engine = journaled.map(|journaled| &journaled.engine);
+        let unit = Unit {
+            dead_letter: Some(*letter),
+            ..Unit::default()
+        };
+        dying.as_one = true;
+        let (lane, level, sequence) = (dying.lane.clone(), dying.entry.level, dying.entry.sequence);
+        let waiting = Arc::new(Mutex::new(Some(dying)));
+        let (core, sink, told) = (Arc::downgrade(core), self.clone(), waiting.clone());
+        let done = move |outcome: Result<Durability, JournalError>| {
+            Python::try_attach(|py| {
+                let (Some(core), Some(dying)) = (core.upgrade(), lock(&told).take()) else {
+                    return;
+                };
+                match &outcome {
+                    Ok(_) => {
+                        lock(&sink.growth).count(dying.at);
+                        lock(&sink.seen).last.entries += 1;
+                    }
+                    Err(error) => sink.say_parked(py, &dying, &error.to_string()),
+                }
+                let now = core.now(py).unwrap_or_else(|error| {
+                    error.write_unraisable(py, None);
+                    dying.at
+                });
+                core.bus.letter_kept(dying, outcome.is_ok(), now);
+            });
+        };
+        let handed =
+            engine.map(|engine| engine.settle_with(&lane, level, sequence, unit, Box::new(done)));
+        match handed {
+            Some(Ok(())) => Kept::Later,
+            refused => {
+                let reason = refused.and_then(Result::err);
+                let reason = reason.unwrap_or(JournalError::Closed);
+                let Some(dying) = lock(&waiting).take() else {
+                    return Kept::Later;
+                };
+                self.say_parked(py, &dying, &reason.to_string());
+                Kept::Not(dying)
+            }
+        }
+    }
+}
+
 impl Sink<PyOps> for Arc<LetterSink> {
     fn keep(&self, dying: Box<Dying<PyOps>>) -> Kept<PyOps> {
         Python::attach(|py| {
@@ -389,6 +445,12 @@ impl Sink<PyOps> for Arc<LetterSink> {
                 }
             };
             let core = self.core.get().and_then(Weak::upgrade);
+            let note = match (note, &core) {
+                (Note::New(letter), Some(core)) if dying.lane.options.backing.is_some() => {
+                    return self.keep_as_one(py, core, dying, letter);
+                }
+                (note, _) => note,
+            };
             let (Some(writer), Some(core)) = (&self.writer, core) else {
                 return if self.write(py, &dying, note, ended) {
                     Kept::Now(dying)

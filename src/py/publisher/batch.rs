@@ -288,6 +288,16 @@ impl Batch {
         })
     }
 
+    /// All that are left, to be published another way.
+    pub(super) fn into_prepared(mut self, py: Python<'_>) -> Vec<Prepared> {
+        let mut all = Vec::with_capacity(self.items.len() - self.through);
+        while let Some(prepared) = self.next(py) {
+            self.through += 1;
+            all.push(prepared);
+        }
+        all
+    }
+
     /// The item that [`next`](Self::next) gave came to nothing.
     pub(super) fn gone(&mut self) {
         self.items.remove(self.through);
@@ -370,12 +380,13 @@ fn options_of(
         headers: clone(&shared.headers),
         delay: clone(&shared.delay),
         expires_in: clone(&shared.expires_in),
+        durability: clone(&shared.durability),
     });
     for (name, value) in own {
         let name = name.cast_into::<PyString>().ok();
         let name = name.as_ref().and_then(|name| name.to_str().ok());
         let slot = name.and_then(|name| options.slot(name)).ok_or_else(|| {
-            let text = "unknown option in (type, data, options); there are priority, key, idempotency_key, headers, delay and expires_in";
+            let text = "unknown option in (type, data, options); there are priority, key, idempotency_key, headers, delay, expires_in and durability";
             Error::InvalidOption.exception(py, "options", text)
         })?;
         *slot = (!value.is_none()).then(|| value.unbind());

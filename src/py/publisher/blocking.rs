@@ -11,6 +11,7 @@ use crate::engine::gate::Patience;
 use crate::py::clock::{monotonic_ns, wall_at};
 use crate::py::core::Core;
 use crate::py::current::{self, Origin};
+use crate::py::durable::Course;
 use crate::py::errors::{self, Error};
 use crate::py::ops::{Signal, Waker};
 use crate::py::prepare::{Options, Prepared, prepare};
@@ -35,7 +36,26 @@ pub fn publish_sync(
         origin.as_ref(),
         wall_at(monotonic_ns()),
     )?;
+    if core.journaled.is_some() {
+        let course = store(py, core, vec![prepared], origin.as_ref())?;
+        return Ok(course.receipt());
+    }
     publish_prepared_sync(py, core, prepared, origin.as_ref())
+}
+
+/// Hands valid events to the journal, and waits for the flush unless a loop runs here.
+fn store(
+    py: Python<'_>,
+    core: &Arc<Core>,
+    prepared: Vec<Prepared>,
+    origin: Option<&Origin>,
+) -> PyResult<Course> {
+    let mut course = Course::new(py, core, prepared)?;
+    course.finish(py, &|wait| match origin {
+        Some(origin) => origin.core.pool().while_waiting(wait),
+        None => wait(),
+    })?;
+    Ok(course)
 }
 
 /// Publishes one valid event from a thread; blocks for room unless a loop runs in it.
@@ -121,6 +141,10 @@ pub fn publish_many_sync(
     core.check_process(py)?;
     let origin = current::origin(py);
     let mut batch = Batch::prepare(py, core.clone(), events, options.given(), origin.clone())?;
+    if core.journaled.is_some() {
+        let course = store(py, core, batch.into_prepared(py), origin.as_ref())?;
+        return Ok(course.batch_receipt());
+    }
     loop {
         match batch.run(py, u64::MAX) {
             Ok(true) => {}

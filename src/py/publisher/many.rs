@@ -13,6 +13,7 @@ use crate::py::bus::Bus;
 use crate::py::clock::monotonic_ns;
 use crate::py::core::{Core, TURN};
 use crate::py::current::{self, Origin};
+use crate::py::durable::Course;
 use crate::py::native::{self, Arguments, Coroutine, Sent};
 use crate::py::once::intern;
 use crate::py::ops::block_on;
@@ -33,6 +34,8 @@ enum ManyState {
     },
     Going(Batch),
     Waiting(Batch, Prepared, Wait),
+    /// On its way to the journal, and the future that it waits for.
+    Storing(Box<Course>, Py<PyAny>),
     Running,
     Over,
 }
@@ -81,6 +84,29 @@ impl PublishMany {
         }
     }
 
+    fn begin<'py>(&self, py: Python<'py>, batch: Batch) -> PyResult<Sent<'py>> {
+        let core = batch.core.clone();
+        if core.journaled.is_none() {
+            return self.advance(py, batch);
+        }
+        let course = Course::new(py, &core, batch.into_prepared(py))?;
+        self.drive(py, Box::new(course))
+    }
+
+    fn drive<'py>(&self, py: Python<'py>, mut course: Box<Course>) -> PyResult<Sent<'py>> {
+        Ok(match course.drive(py)? {
+            Some(future) => {
+                let waits = future.clone().unbind();
+                self.swap(ManyState::Storing(course, waits));
+                Sent::Yielded(future)
+            }
+            None => {
+                self.swap(ManyState::Over);
+                Sent::Returned(Bound::new(py, course.batch_receipt())?.into_any())
+            }
+        })
+    }
+
     fn single(
         &self,
         py: Python<'_>,
@@ -114,6 +140,7 @@ impl PublishMany {
                 batch.discard_rest();
             }
             ManyState::Going(mut batch) => batch.discard_rest(),
+            ManyState::Storing(course, _) => course.give_up(),
             _ => {}
         }
     }
@@ -137,7 +164,8 @@ impl PublishMany {
             } => core
                 .check_process(py)
                 .and_then(|()| Batch::prepare(py, core, events.bind(py), options.given(), origin))
-                .and_then(|batch| this.advance(py, batch)),
+                .and_then(|batch| this.begin(py, batch)),
+            ManyState::Storing(course, _) => this.drive(py, course),
             ManyState::Going(batch) => this.advance(py, batch),
             ManyState::Waiting(mut batch, mut prepared, wait) => match wait {
                 Wait::Room { ticket, future } => match ticket.fate() {
@@ -233,6 +261,7 @@ impl PublishMany {
             ManyState::Waiting(_, _, Wait::Room { future, .. } | Wait::Key { future }) => {
                 Some(future.clone_ref(py))
             }
+            ManyState::Storing(_, future) => Some(future.clone_ref(py)),
             _ => None,
         }
     }
@@ -260,7 +289,7 @@ impl Drop for PublishMany {
         }
         if matches!(
             *lock(&self.state),
-            ManyState::Waiting(..) | ManyState::Going(_)
+            ManyState::Waiting(..) | ManyState::Going(_) | ManyState::Storing(..)
         ) {
             Python::attach(|py| self.end(py));
         }

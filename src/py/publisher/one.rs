@@ -13,11 +13,12 @@ use crate::py::cell::GilCell;
 use crate::py::clock::{monotonic_ns, wall_at};
 use crate::py::core::Core;
 use crate::py::current::{self, Origin};
+use crate::py::durable::Course;
 use crate::py::errors;
 use crate::py::native::{self, Arguments, Coroutine, Sent};
 use crate::py::once::intern;
 use crate::py::ops::block_on;
-use crate::py::prepare::{Options, Prepared, Then, prepare_and};
+use crate::py::prepare::{Options, Prepared, Then, prepare, prepare_and};
 use crate::py::receipt::Receipt;
 
 /// What `publish` was called with.
@@ -51,6 +52,8 @@ pub struct Publish {
 enum State {
     Created(Call),
     Waiting(Box<Waiting>),
+    /// On its way to the journal, and the future that it waits for.
+    Storing(Box<Course>, Py<PyAny>),
     /// Accepted; the loop gets a turn before the publisher goes on.
     Yielding(Py<Receipt>),
     Running,
@@ -116,6 +119,12 @@ impl Publish {
         } = call;
         let core = caller.core();
         core.check_process(py)?;
+        if core.journaled.is_some() {
+            let data = data.map(|data| data.into_bound(py));
+            return native::attached(py, || {
+                self.begin_durable(py, event.into_bound(py), data, options.as_deref(), &caller)
+            });
+        }
         let machine = Cell::new(0);
         let wall = || {
             machine.set(monotonic_ns());
@@ -149,6 +158,38 @@ impl Publish {
             }),
             Err(error) => Err(*error),
         }
+    }
+
+    #[inline(never)]
+    fn begin_durable<'py>(
+        &self,
+        py: Python<'py>,
+        event: Bound<'py, PyAny>,
+        data: Option<Bound<'py, PyAny>>,
+        options: Option<&Options>,
+        caller: &Caller,
+    ) -> PyResult<Sent<'py>> {
+        let core = caller.core();
+        let origin = caller.origin.as_deref();
+        let wall = wall_at(monotonic_ns());
+        let prepared = prepare(py, core, event, data, options, origin, wall)?;
+        let course = Course::new(py, core, vec![prepared])?;
+        self.drive(py, Box::new(course))
+    }
+
+    fn drive<'py>(&self, py: Python<'py>, mut course: Box<Course>) -> PyResult<Sent<'py>> {
+        Ok(match course.drive(py)? {
+            Some(future) => {
+                let waits = future.clone().unbind();
+                self.swap(py, State::Storing(course, waits));
+                Sent::Yielded(future)
+            }
+            None => {
+                let receipt = native::make(py, course.receipt())?;
+                self.swap(py, State::Over);
+                Sent::Returned(receipt.into_any())
+            }
+        })
     }
 
     #[cold]
@@ -273,6 +314,7 @@ impl Coroutine for Publish {
         let stepped = match this.swap(py, State::Running) {
             State::Created(call) => this.begin(py, call),
             State::Waiting(waiting) => native::attached(py, || this.look_again(py, *waiting)),
+            State::Storing(course, _) => native::attached(py, || this.drive(py, course)),
             State::Yielding(receipt) => {
                 this.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_bound(py).into_any()))
@@ -333,6 +375,7 @@ impl Publish {
             State::Waiting(waiting) => match &waiting.wait {
                 Wait::Room { future, .. } | Wait::Key { future } => Some(future.clone_ref(py)),
             },
+            State::Storing(_, future) => Some(future.clone_ref(py)),
             _ => None,
         })
     }
@@ -355,8 +398,10 @@ impl Publish {
 
 impl Publish {
     fn end(&self, py: Python<'_>) {
-        if let State::Waiting(waiting) = self.swap(py, State::Over) {
-            waiting.cancel(py);
+        match self.swap(py, State::Over) {
+            State::Waiting(waiting) => waiting.cancel(py),
+            State::Storing(course, _) => course.give_up(),
+            _ => {}
         }
     }
 
@@ -366,6 +411,7 @@ impl Publish {
         match state {
             State::Created(_) => native::warn_never_awaited(py, "EventBus.publish"),
             State::Waiting(waiting) => waiting.cancel(py),
+            State::Storing(course, _) => course.give_up(),
             State::Yielding(_) | State::Running | State::Over => {}
         }
     }

@@ -50,6 +50,8 @@ struct Walk<'a> {
     hashing: &'a mut Hashing,
     /// A dictionary whose shape shall be remembered for the next time.
     new: Option<*mut ffi::PyObject>,
+    /// Gives up at a tuple, which JSON gives back as a list.
+    strict: bool,
 }
 
 /// An entry of a dictionary.
@@ -92,6 +94,7 @@ pub fn write(
     out: &mut Vec<u8>,
     hashing: &mut Hashing,
     scratch: &mut Scratch,
+    strict: bool,
 ) -> bool {
     let Scratch {
         entries,
@@ -104,6 +107,7 @@ pub fn write(
         shapes,
         hashing,
         new: None,
+        strict,
     };
     // SAFETY: `Bound` proves that the GIL is held and keeps the root alive; see the module.
     let written = unsafe { value(data.as_ptr(), out, &mut walk, 0) };
@@ -136,7 +140,7 @@ unsafe fn value(
     unsafe {
         let class = ffi::Py_TYPE(object);
         if class == type_of(addr_of!(ffi::PyUnicode_Type)) {
-            string(object, out)
+            !(walk.strict && has_surrogates(object)) && string(object, out)
         } else if class == type_of(addr_of!(ffi::PyLong_Type)) {
             integer(object, out)
         } else if class == type_of(addr_of!(ffi::PyFloat_Type)) {
@@ -177,7 +181,8 @@ unsafe fn other(
             out.extend_from_slice(b"false");
             true
         } else if class == type_of(addr_of!(ffi::PyTuple_Type)) {
-            depth < MAX_DEPTH
+            !walk.strict
+                && depth < MAX_DEPTH
                 && array(out, walk, depth + 1, |index| {
                     // SAFETY: the index is checked against the length of the same tuple.
                     (index < ffi::PyTuple_GET_SIZE(object))
@@ -340,6 +345,19 @@ unsafe fn string(object: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
         }
     }
     true
+}
+
+/// Two of them side by side come back as one character.
+unsafe fn has_surrogates(object: *mut ffi::PyObject) -> bool {
+    let is_one = |unit: u32| (0xD800..0xE000).contains(&unit);
+    // SAFETY: as in `string`.
+    unsafe {
+        match ffi::PyUnicode_KIND(object) {
+            ffi::PyUnicode_2BYTE_KIND => units::<u16>(object).iter().any(|&it| is_one(it.into())),
+            ffi::PyUnicode_4BYTE_KIND => units::<u32>(object).iter().any(|&it| is_one(it)),
+            _ => false,
+        }
+    }
 }
 
 #[cold]

@@ -1,0 +1,188 @@
+//! A durable lane as a window over the journal: what stands between the lane and its
+//! [`Subscription`], which there is while the journal is open.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use super::refill::Refiller;
+use crate::engine::backing::Backing;
+use crate::engine::clock::{Nanos, SECOND};
+use crate::engine::journal::Subscription;
+use crate::engine::journal::in_flight::{InFlight, Slot, Suspect};
+use crate::engine::lane::Lane;
+use crate::engine::ops::Ops;
+use crate::engine::priority::Priority;
+use crate::engine::sync::atomic::{AtomicBool, Ordering};
+use crate::engine::sync::{Mutex, lock};
+
+/// See the module.
+pub struct Window<O: Ops> {
+    me: Weak<Self>,
+    name: Box<str>,
+    lane: OnceLock<Weak<Lane<O>>>,
+    refiller: Arc<Refiller<O>>,
+    attached: Mutex<Option<Attached>>,
+    /// Levels with events that the lane was not given.
+    behind: [AtomicBool; Priority::COUNT],
+}
+
+/// While the journal is open.
+struct Attached {
+    subscription: Arc<Subscription>,
+    page: Option<Arc<InFlight>>,
+    /// Handlers that run.
+    running: Vec<(u64, Slot)>,
+    /// Places for others.
+    spare: Vec<Slot>,
+}
+
+impl<O: Ops> Window<O> {
+    pub(super) fn new(name: &str, refiller: Arc<Refiller<O>>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            name: name.into(),
+            lane: OnceLock::new(),
+            refiller,
+            attached: Mutex::new(None),
+            behind: Default::default(),
+        })
+    }
+
+    /// The name of its subscription.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn belongs_to(&self, lane: &Arc<Lane<O>>) {
+        let set = self.lane.set(Arc::downgrade(lane));
+        debug_assert!(set.is_ok());
+    }
+
+    pub(super) fn lane(&self) -> Option<Arc<Lane<O>>> {
+        self.lane.get()?.upgrade()
+    }
+
+    /// Its place in the journal, while that is open.
+    pub fn subscription(&self) -> Option<Arc<Subscription>> {
+        let attached = lock(&self.attached);
+        attached.as_ref().map(|it| it.subscription.clone())
+    }
+
+    pub(super) fn attach(&self, subscription: Arc<Subscription>, page: Option<Arc<InFlight>>) {
+        for behind in &self.behind {
+            behind.store(true, Ordering::SeqCst);
+        }
+        *lock(&self.attached) = Some(Attached {
+            subscription,
+            page,
+            running: Vec::new(),
+            spare: Vec::new(),
+        });
+    }
+
+    pub(super) fn detach(&self) {
+        let attached = lock(&self.attached).take();
+        drop(attached);
+    }
+
+    /// In a child of the process that has the journal: nothing of it is touched.
+    pub(super) fn abandon(&self) {
+        std::mem::forget(lock(&self.attached).take());
+    }
+
+    pub(super) fn is_behind(&self, level: Priority) -> bool {
+        self.behind[level.index()].load(Ordering::SeqCst)
+    }
+
+    /// Under the gate, after the lane was given older events.
+    pub(super) fn look(&self, level: Priority, subscription: &Subscription) {
+        let behind = !subscription.place(level).caught_up;
+        self.behind[level.index()].store(behind, Ordering::SeqCst);
+    }
+
+    /// Has the lane given what there is, as soon as it has room for some.
+    pub(super) fn ask(&self, level: Priority) {
+        if !self.is_behind(level) {
+            return;
+        }
+        if let Some(lane) = self.lane()
+            && lane.depth(level) <= lane.options.bound / 2
+        {
+            self.refiller.ask(&self.me, level);
+        }
+    }
+
+    /// The handler of a delivery runs no more. Its subscription, while the journal is open.
+    fn over(&self, sequence: u64) -> Option<Arc<Subscription>> {
+        let mut attached = lock(&self.attached);
+        let attached = attached.as_mut()?;
+        let at = attached.running.iter().position(|(it, _)| *it == sequence);
+        if let Some(at) = at {
+            let (_, slot) = attached.running.swap_remove(at);
+            slot.clear();
+            attached.spare.push(slot);
+        }
+        Some(attached.subscription.clone())
+    }
+}
+
+impl<O: Ops> Backing for Window<O> {
+    fn accept(&self, level: Priority, sequence: u64, room: bool) -> bool {
+        let Some(subscription) = self.subscription() else {
+            return false;
+        };
+        let accepted = subscription.accept(level, sequence, room);
+        if !accepted && !subscription.place(level).caught_up {
+            self.behind[level.index()].store(true, Ordering::SeqCst);
+        }
+        accepted
+    }
+
+    fn has_more(&self) -> bool {
+        let levels = &self.behind;
+        levels.iter().any(|behind| behind.load(Ordering::SeqCst))
+    }
+
+    fn begin(&self, level: Priority, sequence: u64, attempt: u32) {
+        let mut attached = lock(&self.attached);
+        let Some(attached) = attached.as_mut() else {
+            return;
+        };
+        let page = attached.page.as_ref();
+        let slot = attached
+            .spare
+            .pop()
+            .or_else(|| page.and_then(InFlight::slot));
+        let Some(slot) = slot else { return };
+        slot.note(&Suspect {
+            subscription: attached.subscription.id(),
+            level,
+            sequence,
+            attempt,
+        });
+        attached.running.push((sequence, slot));
+    }
+
+    fn settle(&self, level: Priority, sequence: u64) {
+        if let Some(subscription) = self.over(sequence) {
+            subscription.settle(level, sequence);
+        }
+        self.ask(level);
+    }
+
+    fn settled(&self, level: Priority, sequence: u64) {
+        self.over(sequence);
+        self.ask(level);
+    }
+
+    fn retry(&self, level: Priority, sequence: u64, attempts: u32, after: Nanos) {
+        if let Some(subscription) = self.over(sequence) {
+            let after = after as f64 / SECOND as f64;
+            subscription.try_again(level, sequence, attempts, after);
+        }
+        self.ask(level);
+    }
+
+    fn put_back(&self, sequence: u64) {
+        self.over(sequence);
+    }
+}

@@ -1,0 +1,406 @@
+//! The course of a publish to the journal, of one event or of many: claim the keys, hand all
+//! over, wait for the flush. The same for loops and threads: what differs is how each waits.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::{encode, exception};
+use crate::engine::bus::Bus;
+use crate::engine::digest::Digest;
+use crate::engine::durable::{Publication, Refusal, Written};
+use crate::engine::idempotency::Claim;
+use crate::engine::journal::{self, Bounds, JournalError};
+use crate::engine::ops::wake_all;
+use crate::engine::store::Durability;
+use crate::py::clock::{monotonic_ns, wall_at};
+use crate::py::core::Core;
+use crate::py::errors::{self, Error};
+use crate::py::ops::{Event, FutureWaker, PyOps, Signal, Waker, block_on};
+use crate::py::prepare::{Prepared, discard};
+use crate::py::receipt::{BatchReceipt, Receipt, Stored};
+
+/// An equal event was stored before, at least so.
+const BEFORE: Stored = Stored::Before(Durability::Os);
+
+/// How a thread does what makes it wait.
+type Blocked<'a> = &'a dyn Fn(&mut dyn FnMut() -> PyResult<bool>) -> PyResult<bool>;
+
+/// An event on its course.
+struct Item {
+    event: Event,
+    token: u64,
+    key: Option<Digest>,
+    timing: Option<crate::engine::gate::Timing>,
+    /// Until it is handed over.
+    stored: Option<journal::Event>,
+    /// An event with this key was accepted before.
+    duplicate: bool,
+}
+
+/// See the module.
+pub struct Course {
+    core: Arc<Core>,
+    items: Vec<Item>,
+    durability: Durability,
+    waits: Waits,
+}
+
+/// What it waits for.
+enum Waits {
+    Nothing,
+    /// For room in the journal's buffer.
+    Room(usize),
+    /// For the fate of an equal key.
+    Key(Digest),
+    /// For the flush.
+    Commit(Arc<Publication<PyOps>>),
+}
+
+/// Where it is.
+enum Step {
+    /// It waits.
+    Waits,
+    /// It is over.
+    Over,
+}
+
+impl Course {
+    /// Of events that are valid. Says what of them cannot be stored; then none is published.
+    pub fn new(py: Python<'_>, core: &Arc<Core>, prepared: Vec<Prepared>) -> PyResult<Self> {
+        let journaled = core.journaled.as_ref().expect("only such publish here");
+        let machine = monotonic_ns();
+        let now = core.clock.at(py, machine)?;
+        let wall = match core.clock.is_machines() {
+            true => wall_at(machine),
+            false => core.clock.wall(py)?,
+        };
+        let most = Bounds::default().max_pending;
+        if prepared.len() > most {
+            prepared.iter().for_each(Prepared::discard);
+            prepared.iter().for_each(|_| core.bus.count_rejected());
+            let text = format!(
+                "a batch of a bus with a path has at most {most} events; publish it in parts"
+            );
+            return Err(Error::InvalidEvent.exception(py, "events", text));
+        }
+        let several = prepared.len() > 1;
+        let mut items = Vec::with_capacity(prepared.len());
+        let mut durability = None;
+        let mut failed = None;
+        for (index, prepared) in prepared.into_iter().enumerate() {
+            if failed.is_some() {
+                prepared.discard();
+                continue;
+            }
+            let stored = match encode::stored(py, &prepared, now, wall) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    core.bus.count_rejected();
+                    prepared.discard();
+                    failed = Some(match several {
+                        true => errors::at_index(py, error, index),
+                        false => error,
+                    });
+                    continue;
+                }
+            };
+            let extras = prepared.event.payload.extras.as_ref();
+            durability = durability.max(extras.and_then(|extras| extras.durability));
+            items.push(Item {
+                event: prepared.event,
+                token: prepared.token,
+                key: prepared.key,
+                timing: prepared.timing.map(|timing| *timing),
+                stored: Some(stored),
+                duplicate: false,
+            });
+        }
+        if let Some(error) = failed {
+            items.iter().for_each(|item| discard(&item.event));
+            return Err(error);
+        }
+        Ok(Self {
+            core: core.clone(),
+            items,
+            durability: durability.unwrap_or(journaled.level),
+            waits: Waits::Nothing,
+        })
+    }
+
+    fn bus(&self) -> &Bus<PyOps> {
+        &self.core.bus
+    }
+
+    /// Goes on as far as it can.
+    fn advance(&mut self, py: Python<'_>) -> PyResult<Step> {
+        match std::mem::replace(&mut self.waits, Waits::Nothing) {
+            Waits::Commit(publication) => match publication.fate() {
+                None => {
+                    self.waits = Waits::Commit(publication);
+                    Ok(Step::Waits)
+                }
+                Some(Ok(_)) => {
+                    self.waits = Waits::Commit(publication);
+                    Ok(Step::Over)
+                }
+                // Its events were discarded, and their keys dealt with, where that was found.
+                Some(Err(error)) => Err(exception(py, &error)),
+            },
+            Waits::Key(_) => {
+                self.bus().count_joined(false);
+                self.begin(py)
+            }
+            Waits::Nothing | Waits::Room(_) => self.begin(py),
+        }
+    }
+
+    fn begin(&mut self, py: Python<'_>) -> PyResult<Step> {
+        let core = self.core.clone();
+        let journaled = core.journaled.as_ref().expect("only such publish here");
+        if let Err(error) = journaled.open(py, &core) {
+            return Err(self.refused(error));
+        }
+        if journaled.engine.is_read_only() {
+            return Err(self.refused(exception(py, &JournalError::ReadOnly)));
+        }
+        let now = match core.now(py) {
+            Ok(now) => now,
+            Err(error) => return Err(self.refused(error)),
+        };
+        if let Some(key) = self.claim(now) {
+            self.waits = Waits::Key(key);
+            return Ok(Step::Waits);
+        }
+        let mut written = Vec::with_capacity(self.items.len());
+        for item in self.items.iter_mut().filter(|item| !item.duplicate) {
+            written.push(Written {
+                event: item.event.clone(),
+                stored: item.stored.take().unwrap_or_default(),
+                token: item.token,
+                key: item.key,
+                timing: item.timing,
+            });
+        }
+        if written.is_empty() {
+            self.count_duplicates();
+            return Ok(Step::Over);
+        }
+        let count = written.len();
+        match journaled
+            .engine
+            .publish(&core.bus, written, self.durability)
+        {
+            Ok(publication) => {
+                self.count_duplicates();
+                self.waits = Waits::Commit(publication);
+                Ok(Step::Waits)
+            }
+            Err((refusal, written)) => {
+                self.release();
+                let mut written = written.into_iter();
+                for item in self.items.iter_mut().filter(|item| !item.duplicate) {
+                    item.stored = written.next().map(|written| written.stored);
+                }
+                match refusal {
+                    Refusal::Journal(JournalError::Busy { .. }) => {
+                        self.items
+                            .iter_mut()
+                            .for_each(|item| item.duplicate = false);
+                        self.waits = Waits::Room(count);
+                        Ok(Step::Waits)
+                    }
+                    // It was closed just now: the next look opens it again.
+                    Refusal::Journal(JournalError::Closed) => self.begin(py),
+                    Refusal::Journal(error) => Err(self.refused(exception(py, &error))),
+                    Refusal::Engine(error) => {
+                        self.discard_all();
+                        Err(errors::engine(py, &error))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Claims all keys, or none. The one whose fate is open.
+    fn claim(&mut self, now: u64) -> Option<Digest> {
+        let Self { core, items, .. } = self;
+        let (open, woken) = core.bus.with_keys(|keys| {
+            let mut mine = HashSet::new();
+            let mut open = None;
+            for item in items.iter_mut() {
+                item.duplicate = false;
+                let Some(key) = &item.key else { continue };
+                // Of equal ones in a batch the first counts.
+                if mine.contains(&key.short()) {
+                    item.duplicate = true;
+                    continue;
+                }
+                match keys.look(key, now) {
+                    Claim::Vacant => {
+                        keys.hold(key);
+                        mine.insert(key.short());
+                    }
+                    Claim::Duplicate => item.duplicate = true,
+                    Claim::Pending => {
+                        open = Some(*key);
+                        break;
+                    }
+                }
+            }
+            let mut woken = Vec::new();
+            if open.is_some() {
+                for key in items.iter().filter_map(|item| item.key.as_ref()) {
+                    if mine.remove(&key.short()) {
+                        woken.extend(keys.release(key));
+                    }
+                }
+            }
+            (open, woken)
+        });
+        wake_all(woken);
+        open
+    }
+
+    /// Lets go of the claims.
+    fn release(&self) {
+        for item in self.items.iter().filter(|item| !item.duplicate) {
+            if let Some(key) = &item.key {
+                wake_all(self.bus().with_keys(|keys| keys.release(key)));
+            }
+        }
+    }
+
+    fn count_duplicates(&self) {
+        for item in self.items.iter().filter(|item| item.duplicate) {
+            self.bus().count_duplicate();
+            discard(&item.event);
+        }
+    }
+
+    fn discard_all(&self) {
+        for item in &self.items {
+            discard(&item.event);
+        }
+    }
+
+    fn refused(&self, error: PyErr) -> PyErr {
+        self.items.iter().for_each(|_| self.bus().count_rejected());
+        self.discard_all();
+        error
+    }
+
+    /// Says whom to wake when it is worth going on. False: it is now.
+    fn wait(&mut self, waker: Waker) -> bool {
+        match &self.waits {
+            Waits::Nothing => false,
+            Waits::Room(count) => {
+                let journaled = self.core.journaled.as_ref();
+                let journaled = journaled.expect("only such publish here");
+                journaled.engine.when_room(*count, waker).is_ok()
+            }
+            Waits::Key(key) => {
+                let joined = self.core.bus.join(key, waker);
+                if joined {
+                    self.core.bus.count_joined(true);
+                } else {
+                    self.waits = Waits::Nothing;
+                }
+                joined
+            }
+            Waits::Commit(publication) => publication.wait(waker).is_ok(),
+        }
+    }
+
+    /// Goes on until it has to wait: for the future, which is done when it is worth going on. None: it is over.
+    pub fn drive<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        loop {
+            match self.advance(py)? {
+                Step::Over => return Ok(None),
+                Step::Waits => {
+                    let (waker, future) = FutureWaker::new(py)?;
+                    block_on(&future)?;
+                    if self.wait(Waker::Future(waker)) {
+                        return Ok(Some(future));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same for a thread, which waits by `blocked`; inside a loop it does not wait for the flush, and
+    /// for anything else not at all.
+    pub fn finish(&mut self, py: Python<'_>, blocked: Blocked<'_>) -> PyResult<()> {
+        let in_loop = crate::py::ops::in_running_loop(py)?;
+        while let Step::Waits = self.advance(py)? {
+            if in_loop && self.is_handed_over() {
+                return Ok(());
+            }
+            if in_loop {
+                self.give_up();
+                let text = "the event would have to wait, and this thread runs an event loop; use await publish()";
+                let error = Error::QueueFull.exception(py, "", text);
+                return Err(errors::no_room(py, error));
+            }
+            let signal = Arc::new(Signal::default());
+            if self.wait(Waker::Thread(signal.clone()))
+                && let Err(error) = blocked(&mut || signal.wait(py, None))
+            {
+                self.give_up();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it waits for the flush, after which nothing is taken back.
+    fn is_handed_over(&self) -> bool {
+        matches!(self.waits, Waits::Commit(_))
+    }
+
+    /// Nobody waits any more. What was handed over stays so.
+    pub fn give_up(&self) {
+        match &self.waits {
+            Waits::Commit(_) => {}
+            Waits::Key(_) => {
+                self.bus().count_cancelled();
+                self.discard_all();
+            }
+            Waits::Nothing | Waits::Room(_) => self.discard_all(),
+        }
+    }
+
+    /// What came of the only event.
+    pub fn receipt(self) -> Receipt {
+        let (mut results, stored) = self.results();
+        let (event, number) = results.remove(0);
+        let stored = match number {
+            Some(_) => stored,
+            None => BEFORE,
+        };
+        Receipt::durable(event, number, stored)
+    }
+
+    /// What came of all.
+    pub fn batch_receipt(self) -> BatchReceipt {
+        let (results, stored) = self.results();
+        BatchReceipt::durable(results, stored)
+    }
+
+    /// What came of each: its event and its number, none for duplicates.
+    fn results(self) -> (Vec<(Event, Option<u64>)>, Stored) {
+        let (mut number, stored) = match self.waits {
+            Waits::Commit(publication) => (publication.first, Stored::Commit(publication)),
+            _ => (0, BEFORE),
+        };
+        let results = self.items.into_iter().map(|item| {
+            if item.duplicate {
+                return (item.event, None);
+            }
+            number += 1;
+            (item.event, Some(number - 1))
+        });
+        (results.collect(), stored)
+    }
+}
