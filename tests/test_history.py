@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ironbus._history import History
 
@@ -56,6 +56,7 @@ def test_a_lane_that_is_new_counts_from_its_beginning_and_one_that_is_gone_not_a
     assert since.settled == 10
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.floats(0, 40), st.integers(0, 3)), min_size=1, max_size=60))
 def test_each_change_is_new_for_at_least_a_window_and_not_much_longer(steps):
     """Somebody asks at any times; between two of them things happen."""
