@@ -94,6 +94,8 @@ def health_with(*reasons):
         ("events_dropped", 1.5),
         ("dead_letters_growing", True),
         ("keys_evicted", -1),
+        ("journal_size", "10 GiB"),
+        ("subscription_absent", 0),
     ],
 )
 def test_a_wrong_threshold_is_refused_by_its_name(field, wrong):
@@ -119,7 +121,8 @@ def test_the_readme_explains_every_reason():
     rows = dict(re.findall(r"^\| `(\w+)` \| ((?:degraded|failing)[^|]*) \|", readme, re.MULTILINE))
     assert set(rows) == set(typing.get_args(ReasonCode))
     for name, default in ((field.name, field.default) for field in dataclasses.fields(HealthThresholds)):
-        assert name == "window" or f"`{name}`: {default:g}" in readme
+        shown = "10 GiB" if name == "journal_size" else f"{default:g}"
+        assert name == "window" or f"`{name}`: {shown}" in readme
 
 
 def test_what_is_reported_is_plain_frozen_and_comparable():
@@ -421,9 +424,9 @@ def test_a_file_that_cannot_be_read(tmp_path):
     async def main():
         bus = EventBus(dead_letters=DeadLetters(path=tmp_path / "x.dead"))
         async with bus:
-            box, bus._letter_watch._box = bus._letter_watch._box, Broken()
+            box, bus._dead_letters._box = bus._dead_letters._box, Broken()
             await _comes(bus, health_with(reason("dead_letters_unreadable", "failing")))
-            bus._letter_watch._box = box
+            bus._dead_letters._box = box
             await _comes(bus, OK)
 
     run(main())

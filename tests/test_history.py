@@ -11,7 +11,7 @@ WINDOW = 60.0
 
 def report(at, *, ran=None, evicted=0, lanes=()):
     """As the native half gives it, of lanes of (number, done, dropped, missing)."""
-    counts = dict.fromkeys(("offered", "accepted", "duplicate", "rejected", "waiting", "cancelled"), 0)
+    counts = dict.fromkeys(("offered", "accepted", "duplicate", "rejected", "waiting", "cancelled", "unknown"), 0)
     counts |= dict.fromkeys(("dead_letters_dropped_here", "dead_letters_damaged_here"), 0)
     return counts | {
         "now": round(at * 1e9),

@@ -68,8 +68,8 @@ def _lane(look: _Look, lane: _Lane) -> Iterator[HealthReason]:
         for level in EventPriority:
             share = lane["depth"][level] / lane["bound"]
             if share >= thresholds.lane_filling:
-                # Where a policy drops events, a full queue keeps nobody waiting.
-                full = share >= 1 and not lane["drops"]
+                # Where a policy drops events, or has them wait in the journal, a full queue keeps no publisher waiting.
+                full = share >= 1 and lane["refuses"]
                 severity: Severity = "failing" if full else "degraded"
                 yield HealthReason("lane_filling", severity, share, thresholds.lane_filling, name, level.name)
     if thresholds.oldest_event is not None and lane["oldest_age"] >= thresholds.oldest_event:
@@ -115,12 +115,28 @@ def _dead_letters(look: _Look) -> Iterator[HealthReason]:
             yield HealthReason(code, "degraded", new, 1)
 
 
+def _journal(look: _Look) -> Iterator[HealthReason]:
+    if look.report["journal_unreadable"]:
+        yield HealthReason("journal_unreadable", "failing", 1, 1)
+    journal, thresholds = look.report["journal"], look.thresholds
+    if journal is None:
+        return
+    if journal["read_only"]:
+        yield HealthReason("journal_read_only", "failing", 1, 1)
+    if thresholds.journal_size is not None and journal["size"] >= thresholds.journal_size:
+        yield HealthReason("journal_size", "degraded", journal["size"], thresholds.journal_size)
+    limit = thresholds.subscription_absent
+    for name, seconds in journal["absent"]:
+        if limit is not None and seconds >= limit:
+            yield HealthReason("subscription_absent", "degraded", seconds, limit, name)
+
+
 def _keys(look: _Look) -> Iterator[HealthReason]:
     evicted, limit = look.since.now.evicted - look.since.then.evicted, look.thresholds.keys_evicted
     if limit is not None and evicted >= limit:
         yield HealthReason("keys_evicted", "degraded", evicted, limit)
 
 
-_CHECKS = (_ledger, _lanes, _handlers, _kept, _dead_letters, _keys)
+_CHECKS = (_ledger, _journal, _lanes, _handlers, _kept, _dead_letters, _keys)
 
 __all__ = ["health", "stuck"]

@@ -83,7 +83,7 @@ class History:
 
 
 def _sample(report: Mapping[str, Any]) -> Sample:
-    ended = ("duplicate", "accepted", "rejected", "waiting", "cancelled")
+    ended = ("duplicate", "accepted", "rejected", "waiting", "cancelled", "unknown")
     return Sample(
         at=report["now"],
         ran=report["ran"],

@@ -36,7 +36,6 @@ from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._durable import Durability
 from ironbus._history import History
 from ironbus._idempotency import Idempotency
-from ironbus._letter_watch import LetterWatch
 from ironbus._retry import check_random
 from ironbus._subscriptions import (
     CONTEXTS,
@@ -54,6 +53,7 @@ from ironbus._subscriptions import (
     default_workers,
 )
 from ironbus._sync_bus import SyncBus
+from ironbus._watch import Watch
 from ironbus._worker import Worker
 from ironbus.dead_letters import BusDeadLetters, DeadLetters
 from ironbus.errors import InvalidOption, NotStarted, StorageError, Unsettled, WouldDeadlock
@@ -176,10 +176,11 @@ class EventBus(_core.Bus):
             durability=self._settings["durability"],
         )
         self._dead_letters = BusDeadLetters(self._letter_box(), worker, in_file)
-        self._letter_watch = LetterWatch(self._letter_box(), worker, in_file)
+        self._letter_watch = Watch(worker if in_file else None)
         self._history = History(thresholds.window)
         self._clock = clock
         self._disk = Worker("ironbus-disk")
+        self._journal_watch = Watch(self._disk)
         self._table = Table(self)
         self._lifecycle = threading.Lock()
         self._stopping: asyncio.Future[None] | None = None
@@ -290,6 +291,8 @@ class EventBus(_core.Bus):
             if self._path is not None:
                 await self._disk.run(self._open_journal)
             await self._dead_letters._open()
+            self._letter_watch.forget()
+            self._journal_watch.forget()
         if self._open():
             self._stopping = None
             _exit.remember(self)
@@ -450,7 +453,7 @@ class EventBus(_core.Bus):
 
     def metrics(self) -> Metrics:
         """Counters, rates, depths, ages and latencies of this moment, in the units that the class names. Any thread."""
-        self._letter_watch.look(self._running)
+        self._look()
         report = self._report(latencies=True)
         return _reports.metrics(report, self._history.look(report), self._settings["health"])
 
@@ -460,10 +463,20 @@ class EventBus(_core.Bus):
         It looks at counters and waits for nothing. What is new "lately" is what has changed since a call of this
         or of :meth:`metrics` at least a window ago, so that nothing goes by unseen between two calls.
         """
-        self._letter_watch.look(self._running)
-        report = self._report() | {"dead_letters_unreadable": self._letter_watch.unreadable}
+        running = self._look()
+        report = self._report() | {
+            "dead_letters_unreadable": self._letter_watch.unreadable(running),
+            "journal_unreadable": self._journal_watch.unreadable(running),
+        }
         breakers = {name: lane.breaker.name for name, lane in self._table.lanes().items() if lane.breaker is not None}
         return _health.health(report, self._settings["health"], self._history.look(report), breakers)
+
+    def _look(self) -> bool:
+        running = self._running
+        self._letter_watch.look(running, self._dead_letters._box.open)
+        if self._path is not None:
+            self._journal_watch.look(running, self._look_at_journal)
+        return running
 
     def describe(self) -> dict[str, Any]:
         """The settings, limits, subscriptions, and whose handlers are stuck, as plain values for people and tools."""

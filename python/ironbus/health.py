@@ -19,12 +19,16 @@ ReasonCode = Literal[
     "dead_letters_unreadable",
     "events_dropped",
     "handler_stuck",
+    "journal_read_only",
+    "journal_size",
+    "journal_unreadable",
     "keys_evicted",
     "kept_filling",
     "lane_filling",
     "lane_parked",
     "ledger_unbalanced",
     "oldest_event",
+    "subscription_absent",
 ]
 
 
@@ -40,7 +44,8 @@ class HealthThresholds:
     handler runs; where the subscription's ``timeout`` is shorter, that one counts. ``events_dropped``:
     events of a subscription that its overflow policy dropped lately. ``dead_letters_growing``: new dead
     letters lately. ``dead_letters_filling``: their number as a share of ``max_entries``. ``keys_evicted``: idempotency
-    keys that lately went before their time because of ``max_keys``.
+    keys that lately went before their time because of ``max_keys``. ``journal_size``: bytes of the journal and its log.
+    ``subscription_absent``: seconds for which a subscription that the journal keeps events for has not been there.
 
     Raises :class:`ironbus.InvalidOption`.
     """
@@ -53,16 +58,18 @@ class HealthThresholds:
     dead_letters_growing: int | None = 10
     dead_letters_filling: float | None = 0.8
     keys_evicted: int | None = 1
+    journal_size: int | None = 10 * 2**30
+    subscription_absent: float | None = 60.0
 
     def __post_init__(self) -> None:
         _settings.check_number(self.window, "window", 1, 86_400)
         for name in ("lane_filling", "dead_letters_filling"):
             if getattr(self, name) is not None:
                 _settings.check_number(getattr(self, name), name, 0.01, 1)
-        for name in ("oldest_event", "handler_stuck"):
+        for name in ("oldest_event", "handler_stuck", "subscription_absent"):
             if getattr(self, name) is not None:
                 _settings.check_number(getattr(self, name), name, 0.001, _settings.LONGEST)
-        for name in ("events_dropped", "dead_letters_growing", "keys_evicted"):
+        for name in ("events_dropped", "dead_letters_growing", "keys_evicted", "journal_size"):
             if getattr(self, name) is not None:
                 _settings.check_whole(getattr(self, name), name)
 

@@ -366,6 +366,13 @@ impl Bus {
         }
     }
 
+    /// Looks at the journal, if there is one and it is open, for the next report. Blocks.
+    fn _look_at_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
+        let journaled = core.journaled.as_ref();
+        journaled.map_or(Ok(()), |journaled| journaled.look(slf.py()))
+    }
+
     /// Closes the journal, if one is open. Blocks.
     fn _close_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
         let core = Self::core_of(slf.as_any())?;

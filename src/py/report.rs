@@ -34,6 +34,11 @@ pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<
     let threads: Vec<_> = threads.map(|run| (run.lane, taken(run.since))).collect();
     report.set_item("threads", threads)?;
     letters(&report, core, now)?;
+    let journal = match &core.journaled {
+        Some(journaled) => journaled.report(py, core.clock.wall(py)?)?,
+        None => None,
+    };
+    report.set_item("journal", journal)?;
     for (name, count) in [
         ("offered", counts.offered),
         ("accepted", counts.accepted),
@@ -109,11 +114,8 @@ fn lane_dict<'py>(
     dict.set_item(intern!(py, "name"), &lane.handler.name)?;
     dict.set_item(intern!(py, "passive"), lane.options.passive)?;
     dict.set_item(intern!(py, "bound"), lane.options.bound)?;
-    let drops = matches!(
-        lane.options.overflow,
-        Overflow::DropOldest | Overflow::DropNew
-    );
-    dict.set_item(intern!(py, "drops"), drops)?;
+    let refuses = matches!(lane.options.overflow, Overflow::Block | Overflow::Reject);
+    dict.set_item(intern!(py, "refuses"), refuses)?;
     dict.set_item(intern!(py, "timeout"), lane.handler.timeout.map(seconds))?;
     dict.set_item(intern!(py, "state"), state)?;
     dict.set_item(intern!(py, "depth"), report.depth.to_vec())?;

@@ -394,16 +394,20 @@ impl Journal {
         self.run(Durability::Fsync, move |storage, _| storage.forget(row.id))
     }
 
+    /// The subscriptions that nobody in this process has. Waits for the disk.
+    pub fn absent(&self) -> Result<Vec<SubscriptionRow>, JournalError> {
+        let known = self.shared.read(|reader| reader.subscriptions())?;
+        // Whoever comes meanwhile is here.
+        let here = here(&self.registry);
+        let rows = known.into_iter().map(|(row, _)| row);
+        Ok(rows.filter(|row| !here.contains(&row.id)).collect())
+    }
+
     /// Lets go of the subscriptions that have not been there since a time, with their backlogs; their
     /// names. Waits for the disk.
     pub fn forget_absent(&self, since: WallSeconds) -> Result<Vec<String>, JournalError> {
-        let here = here(&self.registry);
-        let known = self.shared.read(|reader| reader.subscriptions())?;
-        let absent: Vec<SubscriptionRow> = known
-            .into_iter()
-            .map(|(row, _)| row)
-            .filter(|row| row.seen < since && !here.contains(&row.id))
-            .collect();
+        let mut absent = self.absent()?;
+        absent.retain(|row| row.seen < since);
         let ids: Vec<SubscriptionId> = absent.iter().map(|row| row.id).collect();
         if !ids.is_empty() {
             self.run(Durability::Fsync, move |storage, _| {

@@ -4,6 +4,7 @@
 mod course;
 mod encode;
 mod revive;
+mod seen;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Weak};
 use pyo3::prelude::*;
 
 use self::revive::Reviver;
+use self::seen::Seen;
 use super::clock::{Clock, monotonic_ns, wall_at};
 use super::core::Core;
 use super::errors::Error;
@@ -36,6 +38,7 @@ pub struct Journaled {
     /// How durable a publish is that says nothing else.
     pub level: Durability,
     letters: Limits,
+    seen: Seen,
     /// The process that opened it.
     generation: AtomicU32,
 }
@@ -47,6 +50,7 @@ impl Journaled {
             engine: Arc::new(Durable::new(path)),
             level,
             letters,
+            seen: Seen::default(),
             generation: AtomicU32::new(0),
         }
     }
