@@ -89,33 +89,24 @@ fn write_short_decimal(out: &mut Vec<u8>, value: f64) -> bool {
         out.push(b'-');
     }
     if scaled < 1_000 * SCALE {
-        // Three digits, the point and four decimals, in one number.
+        // Three digits, the point and four decimals, in one number. How many of them count is found
+        // beside the digits and not from them: what is written next waits for it.
+        let before = u32::from(scaled < 100 * SCALE) + u32::from(scaled < 10 * SCALE);
+        let ends_in_zeros = |power: u32| u32::from((scaled as u32).is_multiple_of(power));
+        let after = ends_in_zeros(10) + ends_in_zeros(100) + ends_in_zeros(1_000);
         let digits = eight_digits(scaled);
-        let (whole, decimals) = ((digits >> 8) as u32 & 0xFF_FFFF, (digits >> 32) as u32);
-        let text = u64::from_le_bytes(*b"000.0000") | u64::from(whole) | u64::from(decimals) << 32;
-        let (before, after) = (
-            (whole | 1 << 16).trailing_zeros() / 8,
-            zeros_at_end(decimals),
-        );
-        let shown = text >> (8 * before);
+        let (whole, decimals) = ((digits >> 8) & 0xFF_FFFF, digits >> 32 << 32);
+        let shown = (u64::from_le_bytes(*b"000.0000") | whole | decimals) >> (8 * before);
         write_start(out, &shown.to_le_bytes(), (8 - before - after) as usize);
     } else {
         write_u64(out, scaled / SCALE);
         let decimals = (eight_digits(scaled % SCALE) >> 32) as u32;
         let text = u64::from_le_bytes(*b".0000\0\0\0") | u64::from(decimals) << 8;
-        write_start(
-            out,
-            &text.to_le_bytes(),
-            (5 - zeros_at_end(decimals)) as usize,
-        );
+        // The first always counts.
+        let zeros = (decimals | 1).leading_zeros() / 8;
+        write_start(out, &text.to_le_bytes(), 5 - zeros as usize);
     }
     true
-}
-
-/// How many of four decimals, the first one lowest, say nothing. The first always counts.
-#[inline]
-fn zeros_at_end(decimals: u32) -> u32 {
-    (decimals | 1).leading_zeros() / 8
 }
 
 /// From the forms `0.000012`, `1.2e-7` and `1e16` to `1.2e-05`, `1.2e-07` and `1e+16`.
