@@ -1,4 +1,4 @@
-"""The rows of the table of targets, in memory; the rows themselves are in ``ironbus.cli.bench_rows``."""
+"""The rows of the table of targets; the rows themselves are in ``ironbus.cli.bench_rows``."""
 
 from __future__ import annotations
 

@@ -285,7 +285,32 @@ def test_bench_measures_a_row(cli: Cli) -> None:
     (row,) = run.json["rows"]
     assert [figure["label"] for figure in row["figures"]] == ["p50", "p99"]
     assert all(figure["verdict"] in ("aim", "must", "missed") for figure in row["figures"])
-    assert run.json["machine"]["durability"] == "memory"
+
+
+def test_bench_measures_a_bus_with_a_file(cli: Cli) -> None:
+    """The smallest round of the rows that need no broker; each says how durable its events were."""
+    from ironbus import _core
+
+    if _core.debug_build:
+        pytest.skip("a debug build refuses to measure")
+    for row in ("receipt each", "key parked", "opening"):
+        run = cli("bench", "--events", "1000", "--rounds", "1", "--only", row, "--json")
+        assert run.code == 0, run.err
+        (measured,) = run.json["rows"]
+        assert measured["durability"] == "fsync"
+        assert all(figure["value"] > 0 for figure in measured["figures"])
+
+
+def test_bench_leaves_out_a_broker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started where it is found, and missed where it is not; a figure is never made up."""
+    from ironbus.cli.bench import measure
+    from ironbus.cli.bench_durable import ROWS
+    from ironbus.cli.bench_kit import Scale
+
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    result = measure(ROWS[0], Scale(events=100, rounds=1))
+    assert result.sample is None
+    assert result.left_out in ("redis-server is not installed", "redis is not installed")
 
 
 def test_bench_names_its_rows_when_none_fits(cli: Cli) -> None:

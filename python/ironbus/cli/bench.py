@@ -16,7 +16,7 @@ import ironbus
 from ironbus.cli.bench_kit import NotHere, Row, Sample, Scale, Target
 from ironbus.cli.render import seconds
 
-PEERS = ("blinker", "pyee")
+PEERS = ("blinker", "nats", "pyee", "redis")
 STYLES = {"aim": "green", "must": "yellow", "missed": "red"}
 VERDICTS = {"aim": "met, and the aim", "must": "met", "missed": "MISSED"}
 
@@ -50,7 +50,6 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "ironbus": ironbus.__version__,
-        "durability": "memory",
     }
 
 
@@ -58,8 +57,7 @@ def machine_line() -> str:
     """The same in a line."""
     told = machine()
     return (
-        f"ironbus {told['ironbus']}, CPython {told['python']}, {told['system']}, {told['cores']} cores, "
-        f"{told['cpu']}; durability: {told['durability']}"
+        f"ironbus {told['ironbus']}, CPython {told['python']}, {told['system']}, {told['cores']} cores, {told['cpu']}"
     )
 
 
@@ -121,7 +119,12 @@ def table(results: Sequence[Result]) -> Table:
 def result_json(result: Result) -> dict[str, Any]:
     """A row for ``--json``; times in seconds, sizes in bytes, ratios plain."""
     row, sample = result.row, result.sample
-    told: dict[str, Any] = {"name": row.name, "peer": row.peer or None, "left_out": result.left_out or None}
+    told: dict[str, Any] = {
+        "name": row.name,
+        "peer": row.peer or None,
+        "durability": row.durability,
+        "left_out": result.left_out or None,
+    }
     if sample is not None:
         told |= {
             "rate": sample.rate or None,

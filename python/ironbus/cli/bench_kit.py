@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from typing import Any
 
 Payload = dict[str, Any]
+BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,13 @@ def payloads(count: int) -> Sequence[Payload]:
     return [{"order_id": i, "customer": f"c{i % 100}", "amount": 19.99, "items": ["a", "b", "c"]} for i in range(count)]
 
 
+@cache
+def batches(count: int) -> Sequence[list[tuple[str, Payload]]]:
+    """The same as pairs of type and data, a thousand in a list: the publisher's own work."""
+    pairs = iter([("order", payload) for payload in payloads(count)])
+    return list(iter(lambda: list(islice(pairs, BATCH)), []))
+
+
 def against(ours: Timed, peer: Timed, scale: Scale) -> Sample:
     """Ours and the peer's in turn; how many times as fast ours is."""
     work = payloads(scale.events)
@@ -102,6 +111,7 @@ def expect(got: int, wanted: int) -> None:
 
 
 __all__ = [
+    "BATCH",
     "NotHere",
     "Payload",
     "Row",
@@ -110,6 +120,7 @@ __all__ = [
     "Target",
     "Timed",
     "against",
+    "batches",
     "expect",
     "payloads",
     "percentile",

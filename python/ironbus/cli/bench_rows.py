@@ -2,7 +2,7 @@
 
 A row measures against a peer, or against the bus itself under a lighter load,
 in the same run: the two take turns, and the median of the rounds' ratios
-counts, so that a busy machine disturbs both alike. All rows are in memory.
+counts, so that a busy machine disturbs both alike. Those of events in a file come last.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from itertools import cycle, islice
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
 from ironbus import CircuitBreakerConfig, Event, EventBus, Idempotency, RetryPolicy
 from ironbus._subscriptions import SubscribeOptions
+from ironbus.cli import bench_durable as durable
 from ironbus.cli import bench_peers as peers
 from ironbus.cli.bench_kit import (
+    BATCH,
     NotHere,
     Payload,
     Row,
@@ -34,6 +36,7 @@ from ironbus.cli.bench_kit import (
     Scale,
     Target,
     against,
+    batches,
     expect,
     payloads,
     percentile,
@@ -41,16 +44,8 @@ from ironbus.cli.bench_kit import (
 from ironbus.cli.loop_probe import LoopProbe
 from ironbus.ordering import EventOrderingManager, IdempotencyManager
 
-BATCH = 1_000
 MANY = 1_000_000  # live keys, or queued events, that must not be felt
 PACE = 20_000  # events a second in the row of latencies
-
-
-@cache
-def batches(count: int) -> Sequence[list[tuple[str, Payload]]]:
-    """The same as pairs of type and data, a thousand in a list: the publisher's own work."""
-    pairs = iter([("order", payload) for payload in payloads(count)])
-    return list(iter(lambda: list(islice(pairs, BATCH)), []))
 
 
 class Counter:
@@ -500,6 +495,7 @@ ROWS: Sequence[Row] = (
         (Target("p50", "s", 50e-6, 10e-6, at_most=True), Target("p99", "s", 1e-3, 200e-6, at_most=True)),
         latency,
     ),
+    *durable.ROWS,
 )
 
 
