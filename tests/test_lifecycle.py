@@ -479,7 +479,8 @@ def test_nothing_is_left_after_stop(tmp_path):
                 await bus.drain(timeout=10)
                 assert await bus.dead_letters.purge() == 1
             assert asyncio.all_tasks() == {asyncio.current_task()}
-            assert not bus_threads()
+            # Of buses before it that nobody has stopped, threads may still be on their way out.
+            assert set(bus_threads()) <= before
             assert sys.getswitchinterval() == pytest.approx(interval)
 
     async def bare():
