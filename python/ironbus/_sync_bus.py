@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._durable import Durability
+from ironbus._kept_events import SyncKeptEvents
 from ironbus.dead_letters import SyncDeadLetters
 from ironbus.errors import Unsettled, WouldDeadlock, WrongLoop
 from ironbus.priority import EventPriority
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ironbus.bus import EventBus
 
 
-class SyncBus:
+class SyncBus(SyncKeptEvents):
     """A bus for programs without an event loop: ``bus.sync``, or ``with bus:``.
 
     Async handlers run on a loop of its own, in a background thread. Its methods block

@@ -36,6 +36,7 @@ from ironbus._core import BatchReceipt, Event, Receipt
 from ironbus._durable import Durability
 from ironbus._history import History
 from ironbus._idempotency import Idempotency
+from ironbus._kept_events import KeptEvents
 from ironbus._retry import check_random
 from ironbus._subscriptions import (
     CONTEXTS,
@@ -80,7 +81,7 @@ _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 _GRACE = 1.0
 
 
-class EventBus(_core.Bus):
+class EventBus(KeptEvents, _core.Bus):
     """An event bus inside the process.
 
     ``path``: a file, made where there is none (private, mode 0600), in which events are kept until every
