@@ -127,6 +127,13 @@ mod tests {
     }
 
     #[test]
+    fn an_id_in_a_journal_is_of_that_and_of_the_number() {
+        let journal = 0x0123_4567_89ab_cdef_u128 << 64;
+        let id = super::in_journal(&journal.to_be_bytes(), 1);
+        assert_eq!(id, "efcdab89-6745-8230-8400-000000000001");
+    }
+
+    #[test]
     fn every_bit_has_its_place() {
         assert_eq!(text(0, 0), "00000000-0000-8000-8000-000000000000");
         assert_eq!(

@@ -84,8 +84,8 @@ mod _core {
     use super::dead_letters::DeadLetterStore;
     #[pymodule_export]
     use super::journal_file::{
-        EventFilter, JournalFile, JournalScribe, backup_journal, journal_status, query_journal,
-        verify_journal,
+        EventFilter, JournalFile, backup_journal, forget_subscription, journal_status,
+        query_journal, verify_journal,
     };
     #[pymodule_export]
     use super::letters::{LetterBox, LetterFile, LetterFilter, Redrive};

@@ -38,7 +38,7 @@ dlq = typer.Typer(
 )
 
 File = Annotated[
-    Path, typer.Argument(help="The file: DeadLetters(path=), dead_letters.db of a DeadLetterQueue, or a journal.")
+    Path, typer.Argument(help="That of DeadLetters(path=), dead_letters.db of a DeadLetterQueue, or a journal.")
 ]
 OfType = Annotated[str | None, typer.Option("--type", help="Events of this type or pattern.", show_default=False)]
 OfSubscription = Annotated[
@@ -219,7 +219,7 @@ def redrive(
     chosen = load_handler(handler)
     out, err = consoles()
     with errors_told():
-        letters = _writable(file, selection)
+        letters = Letters(file, selection)
         total = letters.count()
         if id is not None and not total:
             fail(f"there is no dead letter with the id {harmless(id)}")
@@ -299,7 +299,7 @@ def purge(
         fail("--json does not ask; give --yes as well")
     out, err = consoles()
     with errors_told():
-        letters = _writable(file, selection)
+        letters = Letters(file, selection)
         if id is not None and not letters.count():
             fail(f"there is no dead letter with the id {harmless(id)}")
         if not yes:
@@ -365,14 +365,6 @@ def _check_meant(selection: Selection, every: bool) -> None:
         fail("say which dead letters are meant: an ID, a filter such as --fingerprint, or --all")
     if every and not selection.is_all:
         fail("--all means all; give either --all, or an ID or filters")
-
-
-def _writable(file: Path, selection: Selection) -> Letters:
-    """For commands that change something: a journal's owner alone writes to it."""
-    letters = Letters(file, selection)
-    if letters.are_a_journals:
-        fail(f"{file} is a journal, and only its bus changes its dead letters; use bus.dead_letters there")
-    return letters
 
 
 def _tell_damage(letters: Letters) -> None:

@@ -9,11 +9,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ironbus import DeadLetter, DeadLetters, EventBus, RedriveReport
+from ironbus import DeadLetter, DeadLetters, EventBus, RedriveReport, _core
 from ironbus._core import LetterFile, LetterFilter
 from ironbus.dead_letters import check_filter, check_id
 
-NAME = "redrive"
+NAME = "ironbus dlq redrive"
 TOPIC = "ironbus.cli.redrive"  # of nothing: what the subscription gets are dead letters
 PAGE = 64  # letters that are read together
 TICK = 0.1  # seconds between two looks at the progress
@@ -79,11 +79,6 @@ class Letters:
         self._filter = selection.native()
         self._file = LetterFile(path)
         self.damaged = 0
-
-    @property
-    def are_a_journals(self) -> bool:
-        """Whether the file is a journal, which only its bus writes to."""
-        return self._file.is_journal
 
     def __iter__(self) -> Iterator[DeadLetter]:
         position = 0
@@ -194,32 +189,50 @@ async def redrive(
     keep_details: bool,
     progress: Callable[[int], None],
 ) -> tuple[RedriveReport, int]:
-    """Delivers letters of a queue's file to a handler, as any bus does; and how many of those meant are left.
+    """Delivers letters of a file to a handler, as any bus does; and how many of those meant are left.
 
-    ``progress`` gets how many are done.
+    ``progress`` gets how many are done. Of a journal it needs the ownership; a subscription of its own is in it
+    meanwhile.
     """
-    bus = EventBus(dead_letters=DeadLetters(path=file, details=keep_details))
+    bus, journal = _bus(file, keep_details)
     lane = bus.subscribe(TOPIC, handler, name=NAME)
-    async with bus:
-        letters = bus.dead_letters.filter(**selection.filters) if selection.filters else bus.dead_letters
-        work = asyncio.ensure_future(letters.redrive(selection.id, limit=limit, into=NAME, timeout=timeout))
-        while not work.done():
-            ledger = lane.statistics().ledger
-            progress(ledger.done + ledger.dead)
-            await asyncio.wait([work], timeout=TICK)
-        report = await work
-        if selection.id is None:
-            return report, await letters.count()
-        return report, int(await letters.get(selection.id) is not None)
+    if journal:
+        # What is left of a redrive that was killed is not this one's.
+        await asyncio.to_thread(_core.forget_subscription, file, NAME)
+    try:
+        async with bus:
+            letters = bus.dead_letters.filter(**selection.filters) if selection.filters else bus.dead_letters
+            work = asyncio.ensure_future(letters.redrive(selection.id, limit=limit, into=NAME, timeout=timeout))
+            while not work.done():
+                ledger = lane.statistics().ledger
+                progress(ledger.done + ledger.dead)
+                await asyncio.wait([work], timeout=TICK)
+            report = await work
+            if selection.id is None:
+                return report, await letters.count()
+            return report, int(await letters.get(selection.id) is not None)
+    finally:
+        if journal:
+            _core.forget_subscription(file, NAME)
 
 
 def purge(file: Path, selection: Selection) -> int:
-    """Lets go of letters of a queue's file; how many there were."""
-    bus = EventBus(dead_letters=DeadLetters(path=file))
+    """Lets go of letters of a file; how many there were. Of a journal it needs the ownership."""
+    bus, journal = _bus(file, keep_details=True)
     letters = bus.sync.dead_letters
     if selection.filters:
         letters = letters.filter(**selection.filters)
-    return letters.purge(selection.id)
+    if not journal:
+        return letters.purge(selection.id)
+    with bus:
+        return letters.purge(selection.id)
+
+
+def _bus(file: Path, keep_details: bool) -> tuple[EventBus, bool]:
+    """One that has the letters of a file, and whether that is a journal."""
+    if LetterFile(file).is_journal:
+        return EventBus(path=file, dead_letters=DeadLetters(details=keep_details)), True
+    return EventBus(dead_letters=DeadLetters(path=file, details=keep_details)), False
 
 
 __all__ = ["By", "Group", "Letters", "Selection", "brief", "details", "groups", "purge", "redrive"]

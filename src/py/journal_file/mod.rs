@@ -3,24 +3,27 @@
 
 mod answer;
 mod report;
-mod scribe;
 
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 pub use self::answer::query_journal;
 pub use self::report::{journal_status, verify_journal};
-pub use self::scribe::JournalScribe;
+use super::durable;
 use super::errors::Error;
 use super::event::Event;
 use super::identity;
 use super::letters::from_text;
 use super::process;
-use crate::engine::dead_letters::DeadEvent;
-use crate::engine::journal::{self, Range, Reader, SqliteReader};
+use crate::engine::dead_letters::{DeadEvent, Limits};
+use crate::engine::journal::{
+    self, Bounds, Commit, Faults, FileOptions, Journal, JournalError, JournalOptions, Observer,
+    Range, Reader, SqliteOptions, SqliteReader,
+};
 use crate::engine::store::StoreError;
 use crate::engine::sync::lock;
 use crate::engine::topic::Topic;
@@ -187,6 +190,50 @@ fn described(event: journal::Event, journal: &[u8; 16]) -> DeadEvent {
 pub fn backup_journal(py: Python<'_>, path: PathBuf, copy: PathBuf) -> PyResult<()> {
     py.detach(|| journal::backup(&path, &copy))
         .map_err(|error| exception(py, &error))
+}
+
+/// Lets go of a subscription, with its backlog, in a journal that nobody has. False: there is none of
+/// this name.
+#[pyfunction]
+pub fn forget_subscription(py: Python<'_>, path: PathBuf, name: &str) -> PyResult<bool> {
+    let forget = || {
+        let journal = owned(&path)?;
+        let forgotten = match journal.forget(name) {
+            Err(JournalError::NoSubscription { .. }) => Ok(false),
+            forgotten => forgotten.map(|()| true),
+        };
+        journal.close()?;
+        forgotten
+    };
+    py.detach(forget)
+        .map_err(|error| durable::exception(py, &error))
+}
+
+/// A journal of our own, for a moment. Nobody is told of its commits.
+fn owned(path: &Path) -> Result<Journal, JournalError> {
+    struct Deaf;
+    impl Observer for Deaf {
+        fn committed(&self, _: &Commit) {}
+    }
+    let now = || {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.unwrap_or_default().as_secs_f64()
+    };
+    let options = FileOptions {
+        file: SqliteOptions {
+            // It has one, and limits are for new letters.
+            identity: [0; 16],
+            dead_letters: Limits::default(),
+            checkpoint_pages: 1000,
+            create: false,
+        },
+        journal: JournalOptions {
+            bounds: Bounds::default(),
+            clock: Arc::new(now),
+            faults: Faults::default(),
+        },
+    };
+    Journal::open(path, options, Arc::new(Deaf))
 }
 
 /// A file's error as Python sees it.
