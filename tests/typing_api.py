@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, Literal, assert_type
 
@@ -40,6 +41,7 @@ from ironbus import (
     current_delivery,
 )
 from ironbus.bus import get_event_bus, publish_event, publish_event_sync
+from ironbus.journal import Journal, JournalEvents, QueryResult, ReplayReport
 from ironbus.ordering import (
     EventOrderingManager,
     EventSequence,
@@ -569,6 +571,26 @@ async def recover() -> None:
 
 async def on_retry(attempt: int, error: Exception, delay: float) -> None:
     """Told before each pause."""
+
+
+# Kept events ---------------------------------------------------------------------
+
+
+async def kept(at: datetime) -> None:
+    """What a bus with a path keeps."""
+    events = bus.events(since=at, until=7, types=["order.*"], key="anna", limit=3)
+    assert_type(events, JournalEvents)
+    assert_type([event async for event in events], list[Event[Any]])
+    assert_type(list(bus.events(since="start", types="order.*")), list[Event[Any]])
+    assert_type(events.through, int | None)
+    assert_type(await bus.replay(fake, since=1.5, on_error="skip"), ReplayReport)
+    assert_type(await bus.query("SELECT ?", [1], limit=5), QueryResult)
+    assert_type(bus.sync.replay(lambda event: None), ReplayReport)
+    assert_type(bus.sync.query("SELECT 1").rows, list[tuple[Any, ...]])
+    await bus.backup("copy.bus")
+    assert_type(Journal("orders.bus").events(), JournalEvents)
+    bus.events(key=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await bus.replay(fake, on_error="stop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Testing ---------------------------------------------------------------------------
