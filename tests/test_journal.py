@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import stat
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -94,8 +95,9 @@ def test_times_are_those_of_the_acceptance(path: Path, live: EventBus) -> None:
     """Those after a time and those before it are all of them."""
     journal = Journal(path)
     [(moment,)] = journal.query_sync("SELECT accepted FROM event WHERE sequence = 100").rows
-    [(before,)] = journal.query_sync("SELECT count(*) FROM event WHERE accepted < ?", [moment]).rows
-    for given in (moment, datetime.fromtimestamp(moment, UTC)):
+    for given in (moment, datetime.fromtimestamp(moment, UTC)):  # whole microseconds: another moment
+        seconds = given.timestamp() if isinstance(given, datetime) else given
+        [(before,)] = journal.query_sync("SELECT count(*) FROM event WHERE accepted < ?", [seconds]).rows
         assert [event.sequence for event in journal.events(until=given)] == list(range(1, before + 1))
         assert [event.sequence for event in journal.events(since=given)] == list(range(before + 1, COUNT + 1))
     assert list(journal.events(since=moment + 1e6)) == list(journal.events(until=0.0)) == []
@@ -137,6 +139,20 @@ def test_an_iteration_ends_with_what_was_there_when_it_began(path: Path, live: E
         fill(live, 1, first=COUNT + len(seen))
     assert seen == list(range(150, 201))
     assert events.through == 200
+    for event in events:
+        if event.sequence == 170:
+            break
+    assert events.through == 170
+    assert [event.sequence for event in Journal(path).events(since=198, limit=1)] == [198]
+    limited = Journal(path).events(types="order.sent", limit=3)
+    assert [event.sequence for event in limited] == [5, 10, 15]
+    assert limited.through == 15
+    rest = Journal(path).events(types="order.sent", until=20)
+    assert len(list(rest)) == 3
+    assert rest.through == 19
+    nothing = Journal(path).events(since=1_000)
+    assert list(nothing) == []
+    assert nothing.through == 999
     assert len(list(events)) == 102
 
 
@@ -173,6 +189,7 @@ def test_an_iteration_can_be_left_early(path: Path, live: EventBus) -> None:
     gc.collect()
     # SQLite keeps the descriptor of one that was closed while another is at work.
     assert descriptors() <= before + 3
+    assert "ironbus-journal-reader" not in [thread.name for thread in threading.enumerate()]
 
 
 def descriptors() -> int:
@@ -294,8 +311,6 @@ def test_a_failure_ends_the_replay_or_is_counted(
 
 def test_a_replay_that_is_cancelled_stops(path: Path, live: EventBus) -> None:
     """The handler that runs goes on to its end, and no further one begins."""
-    import threading
-
     seen: list[int | None] = []
     inside, go_on = threading.Event(), threading.Event()
 

@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ironbus import _log, _settings
 from ironbus._core import Event, EventFilter, JournalFile, backup_journal, query_journal
 from ironbus._subscriptions import check_handler, check_topics, is_async, qualified_name
 from ironbus._worker import Worker
 from ironbus.errors import InvalidHandler, InvalidOption, WrongLoop
+
+T = TypeVar("T")
 
 #: Events that are read together, and in memory at once.
 PAGE = 64
@@ -93,8 +95,9 @@ class JournalEvents:
     Iterate with ``for`` (no loop may run in the thread: :class:`ironbus.WrongLoop`) or ``async for`` (any loop; the
     file is read on a thread), as often as you like: each time from the beginning, up to what was accepted when the
     iteration began. A page of events is in memory at once. Events have their ``sequence``, ``priority``, ``key`` and so
-    on; their ``delivery`` is None. ``damaged`` counts places where events were damaged or missing, in all iterations:
-    they are logged and left out. Raises :class:`ironbus.StorageError`.
+    on; their ``delivery`` is None. ``through``: up to which number the last iteration is; all events up to there that
+    are meant were given, so the next reader may begin behind it. ``damaged`` counts places where events were damaged
+    or missing, in all iterations: they are logged and left out. Raises :class:`ironbus.StorageError`.
     """
 
     def __init__(self, path: Path, worker: Worker, selection: Selection) -> None:
@@ -102,13 +105,14 @@ class JournalEvents:
         self._worker = worker
         self._selection = selection
         self.damaged = 0
-        #: The number of the last event that was accepted when the last iteration began, or before ``until``.
         self.through: int | None = None
 
     def __iter__(self) -> Iterator[Event[Any]]:
         check_no_loop("iterating", "async for")
         for page in self._pages():
-            yield from page
+            for event in page:
+                self.through = event.sequence
+                yield event
 
     def __aiter__(self) -> AsyncIterator[Event[Any]]:
         return self._walk()
@@ -118,26 +122,29 @@ class JournalEvents:
         try:
             while (page := await self._worker.run(partial(next, pages, None))) is not None:
                 for event in page:
+                    self.through = event.sequence
                     yield event
         finally:
             # After the page that is being read, if this was cancelled meanwhile.
             self._worker.hand(pages.close)
+            self._worker.leave()
 
     def _pages(self) -> Generator[list[Event[Any]], None, None]:
         """Pages of events, some of them empty; in one thread at a time."""
         file = JournalFile(self._path)
         try:
-            position, self.through = self._selection.bounds(file)
-            through, left = self.through, self._selection.limit
-            wanted = self._selection.native()
-            while position < through and left != 0:
+            position, end = self._selection.bounds(file)
+            self.through = position
+            wanted, left = self._selection.native(), self._selection.limit
+            while position < end and left != 0:
                 most = PAGE if left is None else min(PAGE, left)
-                page, position, damage = file.page(wanted, position, through, most)
+                page, position, damage = file.page(wanted, position, end, most)
                 left = None if left is None else left - len(page)
                 for fault in damage:
                     self.damaged += 1
                     _log.journal_damaged(str(self._path), fault)
                 yield page
+                self.through = position
         finally:
             file.close()
 
@@ -253,12 +260,18 @@ class Journal:
 
     async def query(self, sql: str, parameters: Sequence[Any] = (), *, limit: int = 10_000) -> QueryResult:
         """Ask the journal in SQL, read-only, up to ``limit`` rows. ``parameters`` are for the question marks."""
-        return await self._worker.run(lambda: self._query(sql, parameters, limit))
+        return await self._run(lambda: self._query(sql, parameters, limit))
 
     def query_sync(self, sql: str, parameters: Sequence[Any] = (), *, limit: int = 10_000) -> QueryResult:
         """:meth:`query` in this thread."""
         check_no_loop("query_sync()", "await query()")
         return self._query(sql, parameters, limit)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._worker.run(work)
+        finally:
+            self._worker.leave()
 
     def _query(self, sql: str, parameters: Sequence[Any], limit: int) -> QueryResult:
         if not isinstance(sql, str):
@@ -272,7 +285,7 @@ class Journal:
     async def backup(self, destination: str | os.PathLike[str]) -> None:
         """Copy the journal, as it is at one moment, to a new private file. Nothing is overwritten."""
         target = _target(destination)
-        await self._worker.run(lambda: backup_journal(self.path, target))
+        await self._run(lambda: backup_journal(self.path, target))
 
     def backup_sync(self, destination: str | os.PathLike[str]) -> None:
         """:meth:`backup` in this thread."""
