@@ -19,6 +19,7 @@ from ironbus import (
     InvalidOption,
     IronbusError,
     JournalInUse,
+    NotStarted,
     PayloadNotEncodable,
     Reject,
     RetryPolicy,
@@ -495,6 +496,33 @@ def test_a_subscription_keeps_its_place_when_it_is_cancelled(path):
             assert bus.audit().balanced
 
     run(main())
+
+
+def test_a_subscription_that_nobody_has_is_named_and_can_be_dropped(path):
+    async def main():
+        assert await session(path, ("a", 1), name="old") == [1]
+        bus = EventBus(path=path)
+        named(bus, name="new")
+        with pytest.raises(NotStarted):
+            await bus.drop_subscription("old")
+        async with bus:
+            assert bus.describe()["absent"] == ["old"]
+            for name in ("new", "neither", ""):
+                with pytest.raises(InvalidOption) as refused:
+                    await bus.drop_subscription(name)
+                assert refused.value.field == "name"
+            await bus.publish("a", 2)
+            await bus.drop_subscription("old")
+            assert bus.describe()["absent"] == []
+        assert await session(path, name="old") == [], "it is a new one, and begins with what comes"
+
+    run(main())
+    with EventBus(path=path) as bus:
+        assert bus.describe()["absent"] == ["new", "old"]
+        bus.sync.drop_subscription("old")
+        assert bus.describe()["absent"] == ["new"]
+    with pytest.raises(InvalidOption):
+        EventBus().sync.drop_subscription("old")
 
 
 # The window ------------------------------------------------------------------------

@@ -120,6 +120,12 @@ class SyncBus(SyncKeptEvents):
             durability=durability,
         )
 
+    def drop_subscription(self, name: str) -> None:
+        """See :meth:`EventBus.drop_subscription`."""
+        self._check("drop_subscription()", "await bus.drop_subscription()")
+        self._bus._check_droppable(name)
+        self._bus._forget_subscription(name)
+
     def drain(self, *, timeout: float | None = None) -> None:
         """See :meth:`EventBus.drain`."""
         self._check("drain()", "await bus.drain()")

@@ -229,6 +229,23 @@ class EventBus(KeptEvents, _core.Bus):
         if not self._table.unsubscribe(event_type, handler):
             logger.warning("unsubscribe: this handler is not subscribed to %r", event_type)
 
+    async def drop_subscription(self, name: str) -> None:
+        """Let go of a subscription that is in the file and that nobody here has, with all that it had still to do.
+
+        ``describe()["absent"]`` names them. Any loop. Raises :class:`ironbus.NotStarted`, and
+        :class:`ironbus.errors.InvalidOption` for one that is subscribed here, or that there is not.
+        """
+        self._check_droppable(name)
+        await self._disk.run(lambda: self._forget_subscription(name))
+
+    def _check_droppable(self, name: object) -> None:
+        if not isinstance(name, str) or not name:
+            raise InvalidOption("name must be the name of a subscription, a non-empty string", "name")
+        if self._path is None:
+            raise InvalidOption("a bus without a path keeps no subscriptions; cancel() this one", "name")
+        if not self._running:
+            raise NotStarted("the bus does not have its file open; start() it before drop_subscription()")
+
     def get_subscribers(self) -> dict[str, int]:
         """Each type or pattern with the number of its subscriptions."""
         return self._table.counts()
@@ -486,6 +503,7 @@ class EventBus(KeptEvents, _core.Bus):
             "running": self._running,
             **_reports.settings(self._settings),
             "log_file": self.get_log_file(),
+            "absent": self._absent(),
             "subscriptions": self._table.describe(),
             "stuck": [lane["name"] for lane in lanes if _health.stuck(lane, self._settings["health"]) is not None],
         }

@@ -373,6 +373,21 @@ impl Bus {
         journaled.map_or(Ok(()), |journaled| journaled.look(slf.py()))
     }
 
+    /// The subscriptions in the journal that nobody here has.
+    fn _absent(&self) -> PyResult<Vec<String>> {
+        let journaled = self.core()?.journaled.as_ref();
+        Ok(journaled.map_or_else(Vec::new, |journaled| journaled.engine.absent()))
+    }
+
+    /// Lets go of one of them. Blocks.
+    fn _forget_subscription(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        let Some(journaled) = &self.core()?.journaled else {
+            return Ok(());
+        };
+        py.detach(|| journaled.engine.forget(name))
+            .map_err(|error| durable::exception(py, &error))
+    }
+
     /// Closes the journal, if one is open. Blocks.
     fn _close_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
         let core = Self::core_of(slf.as_any())?;

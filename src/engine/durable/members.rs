@@ -79,6 +79,12 @@ impl<O: Ops> Members<O> {
         self.0.iter().map(|member| &member.window)
     }
 
+    /// The names of those that listen to something.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> + '_ {
+        let here = self.0.iter().filter(|member| !member.topics.is_empty());
+        here.map(|member| member.window.name().to_owned())
+    }
+
     /// Attaches all windows to a journal that was just opened.
     pub(super) fn attach_all(&self, bus: &Bus<O>, open: &Open<O>) -> Result<(), JournalError> {
         let here = self.0.iter().filter(|member| !member.topics.is_empty());
@@ -271,6 +277,7 @@ impl<O: Ops> Durable<O> {
                 if let Some((it, _)) = member.topics.last_mut() {
                     *it = number;
                 }
+                lock(&self.names).insert(window.name().to_owned());
                 Priority::ALL
                     .into_iter()
                     .for_each(|level| window.ask(level));
@@ -281,6 +288,28 @@ impl<O: Ops> Durable<O> {
                 Err(error)
             }
         }
+    }
+
+    /// The subscriptions in the journal that nobody here has, as of the last opening. Waits for nothing.
+    pub fn absent(&self) -> Vec<String> {
+        let here: Vec<_> = lock(&self.windows).values().cloned().collect();
+        let names = lock(&self.names);
+        let absent = names
+            .iter()
+            .filter(|name| here.iter().all(|window| window.name() != name.as_str()));
+        absent.cloned().collect()
+    }
+
+    /// Lets go of such a subscription, with all that it had still to do. Waits for the disk.
+    pub fn forget(&self, name: &str) -> Result<(), JournalError> {
+        let _nobody_comes_meanwhile = lock(&self.changing);
+        let journal = self.journal().ok_or(JournalError::Closed)?;
+        if lock(&self.windows).values().any(|it| it.name() == name) {
+            return Err(JournalError::Registered { name: name.into() });
+        }
+        journal.forget(name)?;
+        lock(&self.names).remove(name);
+        Ok(())
     }
 
     /// Has the journal write a unit and the settlement of a delivery of a durable lane, both or neither.

@@ -12,7 +12,7 @@ mod publication;
 mod refill;
 mod window;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -125,6 +125,8 @@ pub struct Durable<O: Ops> {
     changing: Mutex<Members<O>>,
     /// By the numbers of their lanes. Held for a moment only.
     windows: Mutex<HashMap<LaneId, Arc<Window<O>>>>,
+    /// The names of the subscriptions in the journal, as of its opening and with what came since.
+    names: Mutex<BTreeSet<String>>,
     open: Mutex<Option<Open<O>>>,
     uncommitted: Mutex<VecDeque<Uncommitted<O>>>,
     /// Publishers that wait for room in the journal's buffer.
@@ -140,6 +142,7 @@ impl<O: Ops> Durable<O> {
             path,
             changing: Mutex::new(Members::default()),
             windows: Mutex::new(HashMap::new()),
+            names: Mutex::default(),
             open: Mutex::new(None),
             uncommitted: Mutex::new(VecDeque::new()),
             crowd: Mutex::new(Vec::new()),
@@ -209,6 +212,10 @@ impl<O: Ops> Durable<O> {
             revive,
             opened_at,
         };
+        let known = open.journal.subscriptions()?;
+        let names = known.into_iter().map(|(row, _)| row.name);
+        let names = names.chain(members.names());
+        *lock(&self.names) = names.collect();
         if let Err(error) = members.attach_all(engine, &open) {
             members.windows().for_each(|window| window.detach());
             return Err(error);
