@@ -204,7 +204,7 @@ impl<O: Ops> Bus<O> {
     }
 
     /// For an executor: the event has this outcome. With `proceed`, the lane's next event.
-    #[inline]
+    #[inline(always)]
     pub fn finish(
         &self,
         lane: &Arc<Lane<O>>,
@@ -245,7 +245,7 @@ impl<O: Ops> Bus<O> {
     }
 
     /// The same where whatever backs the lane knows.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle_here(
         &self,
         lane: &Arc<Lane<O>>,
@@ -410,11 +410,16 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    #[inline]
-    pub(super) fn carry_out(&self, mut effects: Effects<O>, now: Nanos) {
-        if effects.is_empty() {
-            return;
+    /// Mostly there is nothing to do.
+    #[inline(always)]
+    pub(super) fn carry_out(&self, effects: Effects<O>, now: Nanos) {
+        if !effects.is_empty() {
+            self.carry_out_all(effects, now);
         }
+    }
+
+    #[cold]
+    fn carry_out_all(&self, mut effects: Effects<O>, now: Nanos) {
         for (due, place) in effects.timers() {
             self.set_timer(due, place);
         }

@@ -83,9 +83,13 @@ pub unsafe fn let_go<T>(shared: Shared<T>, last: impl FnOnce(&mut ManuallyDrop<T
     };
     let place = Shared::into_raw(unique.shareable()).cast::<ManuallyDrop<T>>();
     // SAFETY: it comes from `into_raw`, of a value that differs in nothing but its destructor.
-    let mut unique = unsafe { Shared::from_raw(place) };
-    let value = Shared::get_mut(&mut unique);
-    last(value.expect("nobody else shares it"));
+    let shared = unsafe { Shared::from_raw(place) };
+    let Ok(mut unique) = Shared::try_unique(shared) else {
+        unreachable!("nobody else shares it")
+    };
+    last(&mut unique);
+    // Dropped as such, it would be counted down.
+    let _ = triomphe::UniqueArc::into_inner(unique);
 }
 
 /// Locks, and goes on with the data if another thread panicked while it held the

@@ -57,9 +57,12 @@ const PLACES: usize = 64;
 /// Types that are remembered before the memory starts anew, as the engine's router does.
 const REMEMBERED: usize = 65_536;
 
+/// A way and the address of its string, so that another's way is not looked at.
+type Place = GilCell<Option<(usize, Py<Way>)>>;
+
 /// See the module. Its ways keep their strings alive, so that an address means one string.
 pub struct Routes {
-    last: [GilCell<Option<Py<Way>>>; PLACES],
+    last: [Place; PLACES],
     /// By address. The addresses are with the ways, so that a thousand are found in a few lines of
     /// the cache.
     all: GilCell<HashTable<Py<Way>>>,
@@ -77,7 +80,7 @@ impl Default for Routes {
 }
 
 impl Routes {
-    fn place(&self, address: usize) -> &GilCell<Option<Py<Way>>> {
+    fn place(&self, address: usize) -> &Place {
         // Objects are aligned to sixteen bytes.
         &self.last[(address >> 4) % PLACES]
     }
@@ -87,7 +90,7 @@ impl Routes {
     pub fn get(&self, type_: &Bound<'_, PyString>) -> Option<Py<Way>> {
         let (py, address) = (type_.py(), type_.as_ptr() as usize);
         let found = self.place(address).read(py, |way| match way {
-            Some(way) if way.get().address() == address => Some(way.clone_ref(py)),
+            Some((of, way)) if *of == address => Some(way.clone_ref(py)),
             _ => None,
         });
         found.or_else(|| self.recall(py, address))
@@ -113,7 +116,8 @@ impl Routes {
             forgotten
         });
         drop(forgotten);
-        drop(self.place(address).replace(py, Some(way.clone_ref(py))));
+        let last = Some((address, way.clone_ref(py)));
+        drop(self.place(address).replace(py, last));
         Ok(way)
     }
 

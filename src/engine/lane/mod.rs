@@ -168,6 +168,7 @@ impl<O: Ops> Lane<O> {
     #[inline]
     pub fn prefetch_all(&self) {
         self.prefetch();
+        prefetch(&self.options, 2);
         prefetch(&self.handler, 2);
         // What is used of it lies in front.
         prefetch(&self.consumer, 5);
@@ -261,6 +262,7 @@ impl<O: Ops> Lane<O> {
             .as_ref()
             .is_some_and(|backing| backing.has_more())
         {
+            drop(lock(&self.consumer));
             return false;
         }
         // Else what goes from a handler back to its queue might be missed in both. And whoever finds

@@ -70,6 +70,8 @@ pub struct LaneOptions {
     pub passive: bool,
     /// It gets events when they are accepted, whatever times their publishers have set.
     pub untimed: bool,
+    /// What remembers its deliveries beyond the process, of a durable lane.
+    pub backing: Option<std::sync::Arc<dyn Backing>>,
     /// For people and reports.
     pub name: Box<str>,
     /// Whether and when a failed run is repeated; none: never.
@@ -80,6 +82,4 @@ pub struct LaneOptions {
     pub breaker: Option<std::sync::Arc<Breaker>>,
     /// What is kept of deliveries that fail for good.
     pub letters: Letters,
-    /// What remembers its deliveries beyond the process, of a durable lane.
-    pub backing: Option<std::sync::Arc<dyn Backing>>,
 }
