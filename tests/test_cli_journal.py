@@ -33,6 +33,10 @@ def bad(event):
 def always(event):
     raise KeyError("hunter2")
 
+def crash(event):
+    import os
+    os._exit(9)
+
 lazy = lambda event: fine(event)
 """
 
@@ -259,6 +263,20 @@ def test_dead_letters_of_a_journal_are_delivered_again_and_let_go_of(cli: Cli, t
     assert after["dead_letters"] == 0
     for name in ("events", "subscriptions", "closed", "owned"):
         assert after[name] == before[name], name
+    assert cli("verify", "x.bus").code == 0
+
+
+def test_a_redrive_of_a_journal_that_is_killed_loses_nothing(cli: Cli, tmp_path: Path) -> None:
+    """The letter is there, held for a while; what the redrive needed in the journal goes with the next one."""
+    stop(write(tmp_path / "x.bus"))
+    before = cli("status", "x.bus", "--json").json
+    assert cli("dlq", "redrive", "x.bus", "--all", "--handler", "handlers:crash").code == 9
+    assert len(cli("status", "x.bus", "--json").json["subscriptions"]) == 3
+    assert len(cli("dlq", "list", "x.bus", "--json").lines) == 1
+    again = cli("dlq", "redrive", "x.bus", "--all", "--handler", "handlers:fine", "--json")
+    assert (again.code, again.json["skipped"], again.json["left"]) == (1, {"held": 1}, 1)
+    assert not (tmp_path / "seen").exists()
+    assert cli("status", "x.bus", "--json").json["subscriptions"] == before["subscriptions"]
     assert cli("verify", "x.bus").code == 0
 
 
