@@ -163,15 +163,24 @@ pub trait Then {
     /// What it gives.
     type Answer;
 
+    /// The time of the event, in Unix time. Asked for once, as late as can be, so that the processor
+    /// looks at its clock while it still works at the digest.
+    fn seconds(&self) -> f64;
+
     /// Goes on with the event.
     fn then(self, prepared: Prepared) -> Self::Answer;
 }
 
-/// Nothing comes after it.
-struct Nothing;
+/// Nothing comes after it, and this is its time.
+struct Nothing(f64);
 
 impl Then for Nothing {
     type Answer = Prepared;
+
+    #[inline(always)]
+    fn seconds(&self) -> f64 {
+        self.0
+    }
 
     #[inline(always)]
     fn then(self, prepared: Prepared) -> Prepared {
@@ -190,15 +199,13 @@ pub fn prepare<'py>(
     origin: Option<&Origin>,
     wall: f64,
 ) -> PyResult<Prepared> {
-    let prepared = prepare_and(py, core, event, data, options, origin, || wall, Nothing);
+    let prepared = prepare_and(py, core, event, data, options, origin, Nothing(wall));
     prepared.map_err(|error| *error)
 }
 
-/// The same, and what comes next: most of it in registers then. The time is asked for once, as late as
-/// can be, so that the processor looks at its clock while it still works at the digest. So the error is boxed, as a result
+/// The same, and what comes next: most of it in registers then. So the error is boxed, as a result
 /// that has it in itself is too large for them.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // as of `prepare`
 pub fn prepare_and<'py, T: Then>(
     py: Python<'py>,
     core: &Core,
@@ -206,15 +213,13 @@ pub fn prepare_and<'py, T: Then>(
     data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
-    wall: impl FnOnce() -> f64,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
-    prepare_parts(py, core, event, data, options, origin, wall, next)
+    prepare_parts(py, core, event, data, options, origin, next)
         .inspect_err(|_| core.bus.count_rejected())
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // as of `prepare`
 fn prepare_parts<'py, T: Then>(
     py: Python<'py>,
     core: &Core,
@@ -222,7 +227,6 @@ fn prepare_parts<'py, T: Then>(
     data: Option<Bound<'py, PyAny>>,
     options: Option<&Options>,
     origin: Option<&Origin>,
-    wall: impl FnOnce() -> f64,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
     let plain = options.is_none() && origin.is_none() && !core.wants_contexts();
@@ -237,15 +241,15 @@ fn prepare_parts<'py, T: Then>(
             let number = identity::next_number();
             let parts = (type_.unbind(), data, number, None);
             if plain {
-                let prepared = complete(py, core, parts, wall, Details::default(), None)?;
+                let prepared = complete(py, core, parts, Details::default(), None, None, &next)?;
                 Ok(next.then(prepared))
             } else {
-                detailed_and(py, core, parts, wall, options, origin, next)
+                detailed_and(py, core, parts, None, options, origin, next)
             }
         }
         Err(other) => {
-            let (parts, seconds) = parts_of(py, &other.into_inner(), wall())?;
-            detailed_and(py, core, parts, || seconds, options, origin, next)
+            let (parts, seconds) = parts_of(py, &other.into_inner(), next.seconds())?;
+            detailed_and(py, core, parts, Some(seconds), options, origin, next)
         }
     }
 }
@@ -255,13 +259,13 @@ fn detailed_and<T: Then>(
     py: Python<'_>,
     core: &Core,
     parts: Parts,
-    wall: impl FnOnce() -> f64,
+    seconds: Option<f64>,
     options: Option<&Options>,
     origin: Option<&Origin>,
     next: T,
 ) -> Result<T::Answer, Box<PyErr>> {
     let details = details(py, core, options, origin)?;
-    let prepared = complete(py, core, parts, wall, details, origin)?;
+    let prepared = complete(py, core, parts, details, seconds, origin, &next)?;
     Ok(next.then(prepared))
 }
 
@@ -270,9 +274,10 @@ fn complete(
     py: Python<'_>,
     core: &Core,
     (type_, data, number, given): Parts,
-    wall: impl FnOnce() -> f64,
     details: Details,
+    seconds: Option<f64>,
     origin: Option<&Origin>,
+    next: &impl Then,
 ) -> Result<Prepared, Box<PyErr>> {
     let Details {
         extras,
@@ -290,7 +295,7 @@ fn complete(
     let record = Record {
         type_,
         data,
-        seconds: wall(),
+        seconds: seconds.unwrap_or_else(|| next.seconds()),
         number,
         given,
         extras,
@@ -466,7 +471,7 @@ fn durability_of(core: &Core, given: &Bound<'_, PyAny>) -> PyResult<Durability> 
 }
 
 /// The lanes of a type. A type that is remembered was checked when it came for the first time.
-#[inline]
+#[inline(always)]
 fn way(core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Py<Way>> {
     match core.routes.get(type_) {
         Some(way) => Ok(way),

@@ -49,6 +49,8 @@ pub(super) struct Batch {
 /// Adds an event to a batch.
 struct Adding<'a, 'py> {
     py: Python<'py>,
+    /// The time of the batch.
+    wall: f64,
     items: &'a mut Vec<Item>,
     ways: &'a mut VecDeque<(usize, Py<Way>)>,
 }
@@ -57,8 +59,15 @@ impl Then for Adding<'_, '_> {
     type Answer = ();
 
     #[inline(always)]
+    fn seconds(&self) -> f64 {
+        self.wall
+    }
+
+    #[inline(always)]
     fn then(self, prepared: Prepared) {
-        let Self { py, items, ways } = self;
+        let Self {
+            py, items, ways, ..
+        } = self;
         match ways.back() {
             Some((_, last)) if last.is(&prepared.way) => prepared.way.drop_ref(py),
             _ => ways.push_back((items.len(), prepared.way)),
@@ -167,8 +176,13 @@ impl Batch {
             ..
         } = self;
         let origin = origin.as_ref();
-        let adding = Adding { py, items, ways };
-        let added = prepare_and(py, core, event, data, options, origin, || wall, adding);
+        let adding = Adding {
+            py,
+            wall,
+            items,
+            ways,
+        };
+        let added = prepare_and(py, core, event, data, options, origin, adding);
         added.map_err(|error| *error)
     }
 

@@ -76,6 +76,12 @@ impl<'py> Then for Offering<'_, 'py> {
     type Answer = Result<Sent<'py>, Box<PyResult<(Prepared, Attempt)>>>;
 
     #[inline(always)]
+    fn seconds(&self) -> f64 {
+        self.machine.set(monotonic_ns());
+        wall_at(self.machine.get())
+    }
+
+    #[inline(always)]
     fn then(self, mut prepared: Prepared) -> Self::Answer {
         let Self { py, core, .. } = self;
         let machine = self.machine.get();
@@ -126,10 +132,6 @@ impl Publish {
             });
         }
         let machine = Cell::new(0);
-        let wall = || {
-            machine.set(monotonic_ns());
-            wall_at(machine.get())
-        };
         let offering = Offering {
             py,
             publish: self,
@@ -144,7 +146,6 @@ impl Publish {
             data.map(|data| data.into_bound(py)),
             options.as_deref(),
             caller.origin.as_deref(),
-            wall,
             offering,
         );
         match offered {
