@@ -898,6 +898,27 @@ def test_the_file_is_read_by_anybody_meanwhile(path):
     run(main())
 
 
+def test_a_harness_works_on_a_durable_bus_and_never_without_its_file(path):
+    from ironbus.testing import harness
+
+    async def main():
+        bus = EventBus(path=path)
+        notes = named(bus)
+        with pytest.raises(InvalidOption) as refused:
+            harness(bus, durable=False)
+        assert refused.value.field == "durable"
+        async with harness(bus, clock="virtual") as t:
+            await bus.publish("a", 1, delay=60)
+            await bus.publish("a", 2)
+            await t.settle()
+            assert notes.data == [2]
+            await t.advance(61)
+            assert notes.data == [2, 1]
+            t.assert_conserved()
+
+    run(main())
+
+
 def test_every_error_of_storage_is_ironbus_s():
     from ironbus import DurabilityUnknown, JournalReadOnly
 

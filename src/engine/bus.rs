@@ -2,6 +2,7 @@
 //! each lane start, finish or put back, settle. Rooms are put together here and
 //! nowhere else; none of them knows another's rule.
 
+use super::backing::Backing;
 use super::clock::Nanos;
 use super::digest::Digest;
 use super::error::EngineError;
@@ -40,6 +41,14 @@ pub struct Bus<O: Ops> {
     /// How often somebody said that there may be room for letters, and whether a lane may wait for it.
     pub(super) room: AtomicUsize,
     pub(super) parked: AtomicBool,
+}
+
+/// A dead letter that is delivered again is not the backing's.
+#[cold]
+fn settle_there<O: Ops>(backing: &dyn Backing, entry: &Entry<O>) {
+    if entry.letter().is_none() {
+        backing.settle(entry.level, entry.sequence);
+    }
 }
 
 impl<O: Ops> Drop for Bus<O> {
@@ -236,10 +245,8 @@ impl<O: Ops> Bus<O> {
         proceed: bool,
         now: Nanos,
     ) -> Turn<O> {
-        if let Some(backing) = &lane.options.backing
-            && entry.letter().is_none()
-        {
-            backing.settle(entry.level, entry.sequence);
+        if let Some(backing) = lane.backing() {
+            settle_there(backing, entry);
         }
         self.settle_here(lane, entry, outcome, work, proceed, now)
     }
@@ -271,7 +278,7 @@ impl<O: Ops> Bus<O> {
         if let Some(permit) = entry.take_permit() {
             lane.report_to_breaker(permit, breaker::Outcome::Ignored, now);
         }
-        if let Some(backing) = &lane.options.backing {
+        if let Some(backing) = lane.backing() {
             backing.put_back(entry.sequence);
         }
         let turn = lane.put_back(entry, now);

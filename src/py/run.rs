@@ -14,6 +14,7 @@ use super::native::{self, Sent};
 use super::once::intern;
 use super::ops::{PyLane, PyOps};
 use super::record;
+use crate::engine::backing::Backing;
 use crate::engine::bus::Next;
 use crate::engine::lane::{Entry, Failed};
 use crate::engine::settlement::Outcome;
@@ -98,10 +99,8 @@ pub fn begin(
     base: &Base,
     steps: bool,
 ) -> Progress {
-    if let Some(backing) = &lane.options.backing
-        && entry.letter().is_none()
-    {
-        backing.begin(entry.level, entry.sequence, entry.attempt);
+    if let Some(backing) = lane.backing() {
+        begin_there(backing, &entry);
     }
     let (event, own) = match prepare(py, active, lane, &entry, now, base) {
         Ok(prepared) => prepared,
@@ -159,6 +158,14 @@ pub fn begin(
     match yielded {
         Some(yielded) => Progress::Suspended(job, yielded.unbind()),
         None => Progress::Awaitable(job),
+    }
+}
+
+/// Whatever backs the lane is to know what runs.
+#[cold]
+fn begin_there(backing: &dyn Backing, entry: &Entry<PyOps>) {
+    if entry.letter().is_none() {
+        backing.begin(entry.level, entry.sequence, entry.attempt);
     }
 }
 

@@ -414,8 +414,8 @@ class harness:
 
     ``clock="virtual"``: the bus's clock stands still, and :meth:`Harness.advance` moves it.
     ``durable=False``: nothing is read from or written to disk; the event log gets nothing, and dead letters are in
-    memory. ``seed`` is what delays of
-    retries are spread by. ``patience``: see :meth:`Harness.advance`.
+    memory. A bus with a path has its events there, and cannot do without. ``seed`` is what delays of retries are
+    spread by. ``patience``: see :meth:`Harness.advance`.
     Raises :class:`ironbus.errors.InvalidOption`.
     """
 
@@ -434,6 +434,11 @@ class harness:
             check_choice(clock, ("virtual",), "clock")
         if not isinstance(durable, bool):
             raise InvalidOption("durable must be True or False", "durable")
+        if not durable and bus._path is not None:
+            text = (
+                "durable=False cannot keep the events of a bus with a path off its file; give it a path in a tmp_path"
+            )
+            raise InvalidOption(text, "durable")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise InvalidOption("seed must be a whole number", "seed")
         check_number(patience, "patience", 0.001, 3600)

@@ -20,6 +20,7 @@ mod retry;
 use self::consumer::{CLOSED, Consumer, PARKED, PAUSED, POPPING, REFUSED};
 use self::guard::Guard;
 use self::line::Rank;
+use super::backing::Backing;
 use super::breaker::{Change, Permit};
 use super::clock::Nanos;
 use super::ledger::Tallied;
@@ -100,6 +101,8 @@ const AWAKE: u8 = 1;
 #[repr(C)] // In the order of use: of a thousand lanes in turn, the cache holds none.
 pub struct Lane<O: Ops> {
     state: AtomicU8,
+    /// Whether it has a backing: most have none, and this lies at hand.
+    backed: bool,
     running: AtomicU32,
     levels: [Level; LEVELS],
     /// Its place at the gate.
@@ -144,6 +147,7 @@ impl<O: Ops> Lane<O> {
         let consumer = Consumer::new(heads.try_into().ok().expect(four), options.order);
         let lane = Self {
             state: AtomicU8::new(IDLE),
+            backed: options.backing.is_some(),
             running: AtomicU32::new(0),
             levels: Default::default(),
             slot,
@@ -155,6 +159,15 @@ impl<O: Ops> Lane<O> {
             id,
         };
         (lane, tails.try_into().ok().expect(four))
+    }
+
+    /// What remembers its deliveries, of a durable lane.
+    #[inline(always)]
+    pub fn backing(&self) -> Option<&dyn Backing> {
+        if !self.backed {
+            return None;
+        }
+        self.options.backing.as_deref()
     }
 
     /// For who will push to the lane soon.
