@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 from ironbus import EventBus
+from torture import done, times
 
-KILLS = int(os.environ.get("IRONBUS_KILLS", "12"))
+KILLS = times(12, 100)
 KEYS = 7
 
 CHILD = """
@@ -158,6 +159,8 @@ def test_a_process_that_is_killed_at_random_loses_nothing_that_it_acknowledged(t
     # At least once: only what ran or was settled just before a kill came again.
     twice = len(history.done) - len({number for _, number in history.done})
     assert twice < len(history.done)
+    done("kills", KILLS)
+    done("acknowledged events", len(history.acknowledged))
 
 
 def test_without_a_journal_the_same_is_noticed(tmp_path):
@@ -200,11 +203,11 @@ def test_a_handler_that_kills_its_process_is_given_up_after_its_attempts(tmp_pat
     path, lives = tmp_path / "x.bus", []
     for life in range(6):
         arguments = [sys.executable, "-c", KILLER, os.fspath(path), "publish" if life == 0 else "go on"]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-        lives.append((done.returncode, done.stdout.splitlines()))
-        if done.returncode == 0:
+        ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+        lives.append((ended.returncode, ended.stdout.splitlines()))
+        if ended.returncode == 0:
             break
-        assert done.returncode == 9, done.stderr
+        assert ended.returncode == 9, ended.stderr
         if not guarded:
             (tmp_path / "x.bus.inflight").unlink()
     if not guarded:
