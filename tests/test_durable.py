@@ -898,6 +898,47 @@ def test_the_file_is_read_by_anybody_meanwhile(path):
     run(main())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_of_the_process_leaves_the_file_to_its_parent(path):
+    import subprocess
+    import sys
+
+    script = f"""
+import asyncio, os, sys
+from ironbus import EventBus, Forked, JournalInUse
+
+def child(work, error):
+    sys.stdout.flush()
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except error:
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+async def main():
+    bus = EventBus(path={os.fspath(path)!r})
+    async with bus:
+        await bus.publish("a", 1)
+        print(child(lambda: bus.publish_sync("a", 2), Forked))
+        loop = asyncio.events._get_running_loop()
+        asyncio.events._set_running_loop(None)
+        try:
+            print(child(lambda: asyncio.run(bus.start()), JournalInUse))
+        finally:
+            asyncio.events._set_running_loop(loop)
+        print((await bus.publish("a", 3)).durability)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["0", "0", "fsync"])
+    assert os.listdir(path.parent) == [path.name]
+    assert run(session(path, since="start")) == [1, 3]
+
+
 def test_a_harness_works_on_a_durable_bus_and_never_without_its_file(path):
     from ironbus.testing import harness
 

@@ -343,7 +343,6 @@ impl Bus {
             core.loop_desk.clear(py);
             core.bus.forked(now);
             if let Some(journaled) = &core.journaled {
-                journaled.forked();
                 journaled.open(py, &core)?;
             }
         }

@@ -63,7 +63,11 @@ impl Journaled {
     /// Opens it, unless it is open. Waits for the disk.
     pub fn open(&self, py: Python<'_>, core: &Arc<Core>) -> PyResult<()> {
         if self.is_open() {
-            return Ok(());
+            if self.generation.load(Ordering::Relaxed) == process::generation() {
+                return Ok(());
+            }
+            // What a parent has open stays with it.
+            self.engine.forked();
         }
         let identity: [u8; 16] = py.import("os")?.call_method1("urandom", (16,))?.extract()?;
         let opening = || Opening {
@@ -108,11 +112,6 @@ impl Journaled {
     pub fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.engine.close())
             .map_err(|error| exception(py, &error))
-    }
-
-    /// In a child of the process that has it.
-    pub fn forked(&self) {
-        self.engine.forked();
     }
 }
 
