@@ -274,6 +274,63 @@ def test_without_the_extra_the_script_says_how_to_get_it(tmp_path: Path) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """An input of five lines."""
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(f'{{"type": "t", "data": {n}}}\n' for n in range(1, 6)))
+    return path
+
+
+def test_a_journal_is_fed_from_where_it_was_left(cli: Cli, tmp_path: Path, numbers: Path) -> None:
+    """Started again, with more lines in the input: only those are new, and a copied line of a pipe is new as well."""
+    first = cli("feed", str(numbers), "--into", str(tmp_path / "x.bus"), "--json").json
+    assert (first["read"], first["skipped"], first["delivered"]) == (5, 0, 0), "without a handler they are stored"
+    with numbers.open("a") as more:
+        more.write('{"type": "t", "data": 0}\n')
+    then = cli("feed", str(numbers), "--into", str(tmp_path / "x.bus"), "--json").json
+    assert (then["read"], then["skipped"]) == (1, 5)
+    rows = cli("query", str(tmp_path / "x.bus"), "SELECT data FROM event ORDER BY sequence", "--json").out.splitlines()
+    assert [json.loads(row)["data"] for row in rows] == ["1", "2", "3", "4", "5", "{}"]
+    last = cli("feed", str(numbers), "--into", str(tmp_path / "x.bus"), "--json").json
+    assert (last["read"], last["skipped"]) == (0, 6)
+
+
+def test_duplicates_at_the_end_of_a_feed_stay_duplicates(cli: Cli, tmp_path: Path, numbers: Path) -> None:
+    """They are no events, so the next run looks at them again, and finds that they are none."""
+    numbers.write_text(numbers.read_text() * 2)
+    for read, skipped, duplicates in ((10, 0, 5), (5, 5, 5)):
+        run = cli("feed", str(numbers), "--into", str(tmp_path / "x.bus"), "--dedupe", "--json").json
+        assert (run["read"], run["skipped"], run["duplicates"]) == (read, skipped, duplicates)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (['{"type": "t", "data": 9}'] * 5, "line 5 is not the one"),
+        (["no event"] * 5, "line 5 is not the one"),
+        (['{"type": "t", "data": 0}'] * 4, "ends before line 5"),
+    ],
+)
+def test_an_input_that_has_changed_is_not_gone_on_with(
+    cli: Cli, tmp_path: Path, numbers: Path, lines: list[str], complaint: str
+) -> None:
+    """Its lines would be skipped unseen."""
+    assert cli("feed", str(numbers), "--into", str(tmp_path / "x.bus")).code == 0
+    numbers.write_text("\n".join(lines))
+    run = cli("feed", str(numbers), "--into", str(tmp_path / "x.bus"))
+    assert run.code == 2
+    assert complaint in run.err
+
+
+def test_what_cannot_be_fed_into_is_said_in_a_line(cli: Cli, tmp_path: Path, numbers: Path) -> None:
+    """A text file stays what it is."""
+    run = cli("feed", str(numbers), "--into", str(numbers))
+    assert run.code == 2
+    assert "not a SQLite database" in run.err
+    assert "Traceback" not in run.err
+
+
 def test_bench_measures_a_row(cli: Cli) -> None:
     """The smallest round of one row without a peer: figures, targets and verdicts are there."""
     from ironbus import _core

@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 import ironbus
 from ironbus import _core
 from ironbus.cli import feed as feeding
-from ironbus.cli.console import AsJson, consoles, fail, load_handler, print_json, run
+from ironbus.cli.console import AsJson, consoles, errors_told, fail, load_handler, print_json, run
 from ironbus.cli.dlq import dlq
 from ironbus.cli.journal import journal
 from ironbus.cli.lines import Fields
@@ -68,6 +69,14 @@ def feed(
         str | None,
         typer.Option(help="module:function that gets each event. Without it events are counted.", show_default=False),
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the events in this journal, made if it is not there. Started again, the feed goes on behind"
+            " the last line that is in it. Without --handler events are stored and not delivered.",
+            show_default=False,
+        ),
+    ] = None,
     dedupe: Annotated[bool, typer.Option("--dedupe", help="Deliver events of equal type and data once.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="How many events the handler may have at once.")] = 1,
     unordered: Annotated[bool, typer.Option("--unordered", help="Keep no order, not even for each key.")] = False,
@@ -80,7 +89,10 @@ def feed(
     """
     if concurrency > 1 and key_field is None and not unordered:
         fail("--concurrency above 1 needs --key-field, to keep the order of each key, or --unordered")
-    chosen = feeding.count if handler is None else load_handler(handler)
+    chosen = None if handler is None else load_handler(handler)
+    # What comes through a pipe is new each time.
+    name = None if file == "-" else str(Path(file).resolve())
+    target = None if into is None else feeding.Into(into, name)
     raw, size = open_input(file)
     out, err = consoles()
 
@@ -88,6 +100,7 @@ def feed(
         err.print(f"line {number}: {reason}", markup=False, soft_wrap=True)
 
     with (
+        errors_told(),
         failures_on(err),
         Progress(
             SpinnerColumn(),
@@ -109,6 +122,7 @@ def feed(
                 raw,
                 Fields(type=type_field, data=data_field, key=key_field, priority=priority_field),
                 handler=chosen,
+                into=target,
                 dedupe=dedupe,
                 concurrency=concurrency,
                 ordered=not unordered,
@@ -128,8 +142,9 @@ def feed(
 
 def show_feed(report: feeding.FeedReport, out: Console, json_wanted: bool) -> None:
     """The report of ``feed``."""
-    counts = {name: getattr(report, name) for name in ("read", "bad", "duplicates", "delivered", "lost", "dead")}
-    times = {"wait": report.wait, "work": report.work}
+    names = ("read", "skipped", "bad", "duplicates", "delivered", "lost", "dead")
+    counts = {name: getattr(report, name) for name in names}
+    times = {name: time for name, time in (("wait", report.wait), ("work", report.work)) if time is not None}
     if json_wanted:
         print_json(
             {
@@ -142,7 +157,7 @@ def show_feed(report: feeding.FeedReport, out: Console, json_wanted: bool) -> No
             }
         )
         return
-    out.print(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    out.print(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "skipped"))
     out.print(f"{report.seconds:,.2f} s, {report.rate:,.0f} lines/s")
     out.print(ledger_table(report.ledger))
     out.print(latency_table(times))

@@ -6,10 +6,12 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ironbus import Event, EventBus, Idempotency
 from ironbus.cli.lines import BadLine, Fields, Item, Unreadable, numbered_lines, parse
+from ironbus.cli.position import OtherInput, Position, mark, position
 from ironbus.errors import InvalidEvent
 from ironbus.report import Latency, Ledger
 
@@ -20,18 +22,31 @@ KEY_TTL = 366 * 86_400.0  # seconds; longer than any feed runs, so a copy is fou
 
 
 @dataclass(frozen=True, slots=True)
+class Into:
+    """A journal that is fed, and how its events name the input; without a name nothing is continued."""
+
+    path: Path
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FeedReport:
-    """What became of the lines: ``read == bad + duplicates + delivered + lost + dead``."""
+    """What became of the lines: ``read == bad + duplicates + delivered + lost + dead``.
+
+    With a journal the deliveries are those of this run: what an earlier one had left is among them, and
+    without a handler there are none.
+    """
 
     read: int  # lines that are not empty
+    skipped: int  # of an input that was fed in part before
     bad: int
     duplicates: int
     delivered: int
     lost: int
     dead: int
     seconds: float
-    wait: Latency
-    work: Latency
+    wait: Latency | None  # of the deliveries, if there was a handler
+    work: Latency | None
     ledger: Ledger
     forgotten: int  # keys that --dedupe had no room to remember
     incomplete: str  # why the rest of the input could not be read, or ""
@@ -55,7 +70,8 @@ async def feed(
     raw: io.RawIOBase,
     fields: Fields,
     *,
-    handler: Callable[[Event], Any] = count,
+    handler: Callable[[Event], Any] | None = None,
+    into: Into | None = None,
     dedupe: bool = False,
     concurrency: int = 1,
     ordered: bool = True,
@@ -66,11 +82,18 @@ async def feed(
 
     ``complain`` gets the number and fault of each bad line, ``progress`` the
     number of lines read so far. At most :data:`QUEUE` events and a few chunks of
-    the file are in memory at once.
+    the file are in memory at once. ``into`` a journal: goes on behind the last line
+    of this input that is in it; raises :class:`OtherInput` where the input has changed.
     """
-    bus = EventBus(idempotency=Idempotency(mode="content", ttl=KEY_TTL) if dedupe else "key")
-    bus.subscribe("*", handler, name=NAME, concurrency=concurrency, ordered=ordered, max_queue_size=QUEUE)
-    read, bad, incomplete = 0, 0, ""
+    bus = EventBus(
+        path=None if into is None else into.path,
+        idempotency=Idempotency(mode="content", ttl=KEY_TTL) if dedupe else "key",
+    )
+    if handler is not None or into is None:
+        chosen = handler or count
+        bus.subscribe("*", chosen, name=NAME, concurrency=concurrency, ordered=ordered, max_queue_size=QUEUE)
+    before = await position(into.path, into.name) if into is not None and into.name is not None else None
+    read, skipped, bad, number, incomplete = 0, 0, 0, 0, ""
 
     def refuse(number: int, reason: str) -> None:
         nonlocal bad
@@ -82,30 +105,56 @@ async def feed(
         try:
             async for lines in numbered_lines(raw):
                 for batch in _batches(lines):
-                    read += len(batch)
-                    await _publish(bus, _events(batch, fields, refuse), refuse)
+                    number = batch[-1][0]
+                    new = _behind(before, batch, fields)
+                    skipped += len(batch) - len(new)
+                    read += len(new)
+                    events = _events(new, fields, refuse)
+                    if into is not None and into.name is not None:
+                        events = [(number, mark(item, into.name, number)) for number, item in events]
+                    await _publish(bus, events, refuse)
                     progress(read)
         except Unreadable as error:
             incomplete = str(error)
+        if before is not None and number < before.line and not incomplete:
+            raise OtherInput(f"the input ends before line {before.line}, which was fed from it before")
         await bus.drain()
         seconds = time.perf_counter() - start
         metrics = bus.metrics()
 
-    lane, statistics = metrics.ledger.subscriptions[NAME], metrics.subscriptions[NAME]
+    lanes = metrics.ledger.subscriptions.values()  # one, or none
+    routed, done, dead = (sum(getattr(lane, what) for lane in lanes) for what in ("routed", "done", "dead"))
+    statistics = metrics.subscriptions.get(NAME)
     return FeedReport(
         read=read,
+        skipped=skipped,
         bad=bad,
         duplicates=metrics.ledger.duplicate,
-        delivered=lane.done,
-        lost=lane.routed - lane.done - lane.dead,
-        dead=lane.dead,
+        delivered=done,
+        lost=routed - done - dead,
+        dead=dead,
         seconds=seconds,
-        wait=statistics.wait,
-        work=statistics.work,
+        wait=statistics.wait if statistics else None,
+        work=statistics.work if statistics else None,
         ledger=metrics.ledger,
         forgotten=metrics.idempotency_evicted,
         incomplete=incomplete,
     )
+
+
+def _behind(
+    before: Position | None, lines: Sequence[tuple[int, bytes | None]], fields: Fields
+) -> Sequence[tuple[int, bytes | None]]:
+    """The lines that come after the position; that of the position itself is looked at."""
+    if before is None:
+        return lines
+    for number, line in lines:
+        if number == before.line:
+            try:
+                before.check(parse(line or b"", fields))
+            except BadLine:
+                before.check(None)
+    return [(number, line) for number, line in lines if number > before.line]
 
 
 def _batches(lines: Sequence[tuple[int, bytes | None]]) -> Iterator[Sequence[tuple[int, bytes | None]]]:
@@ -139,4 +188,4 @@ async def _publish(bus: EventBus, events: list[tuple[int, Item]], refuse: Callab
                 refuse(number, str(fault))
 
 
-__all__ = ["FeedReport", "count", "feed"]
+__all__ = ["FeedReport", "Into", "OtherInput", "count", "feed"]
