@@ -233,18 +233,6 @@ def test_feed_a_real_log(cli: Cli) -> None:
     }
 
 
-def test_demo_ends_as_announced(cli: Cli) -> None:
-    """The failures of the handler that is said to fail are no failure of the demonstration."""
-    run = cli("demo", "--json")
-    assert run.code == 0
-    assert run.json["as_announced"] is True
-    assert run.json["announced_failures"] > 0
-    assert set(run.json["slow_waits"]) == {"CRITICAL", "HIGH", "NORMAL", "LOW"}
-    people = cli("demo")
-    assert people.code == 0
-    assert "(balanced)" in people.out
-
-
 def test_the_sample_log_is_what_its_generator_writes() -> None:
     """A sample that was edited by hand could not be made again."""
     from importlib.resources import files

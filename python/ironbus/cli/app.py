@@ -10,12 +10,13 @@ import io
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 import ironbus
 from ironbus import _core
@@ -25,7 +26,7 @@ from ironbus.cli.dlq import dlq
 from ironbus.cli.journal import journal
 from ironbus.cli.lines import Fields
 from ironbus.cli.render import as_json as plain
-from ironbus.cli.render import failures_on, latency_table, ledger_table, seconds
+from ironbus.cli.render import crash_lines, crash_table, failures_on, latency_table, ledger_table, seconds
 from ironbus.report import Ledger
 
 app = typer.Typer(
@@ -165,26 +166,19 @@ def show_feed(report: feeding.FeedReport, out: Console, json_wanted: bool) -> No
 
 @app.command()
 def demo(as_json: AsJson = False) -> None:
-    """Run a sample log of a shop through handlers of every kind, one slow and one failing."""
+    """Run a sample log of a shop through handlers of every kind; then again with a worker that is killed at work."""
     from ironbus.cli import demo as showing
+    from ironbus.cli import demo_crash as crashing
 
     out, err = consoles()
+    quiet = as_json or not err.is_terminal
     if not as_json:
         out.print(
             "A shop's log goes through five handlers, in four priorities. [bold]warehouse[/] is slow,\n"
             "and [bold]mailer[/] fails each time: its deliveries end as dead, and nobody waits for it."
         )
-    with (
-        failures_on(err, limit=0),  # announced, and in the ledger
-        Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=err,
-            disable=as_json or not err.is_terminal,
-        ) as bar,
-    ):
-        tasks = {}
+    with failures_on(err, limit=0), _bars(err, quiet) as bar:  # the failures are announced, and in the ledger
+        tasks: dict[str, TaskID] = {}
 
         def progress(ledger: Ledger) -> None:
             for name, lane in ledger.subscriptions.items():
@@ -193,9 +187,7 @@ def demo(as_json: AsJson = False) -> None:
                 bar.update(tasks[name], total=lane.routed, completed=lane.done + lane.dead)
 
         report = run(showing.demo(progress))
-    if as_json:
-        print_json(plain(report) | {"as_announced": report.as_announced})
-    else:
+    if not as_json:
         out.print(
             f"{report.read} lines, {report.duplicates} of them sent twice, {report.deliveries:,} deliveries in "
             f"{report.seconds:.2f} s; {report.announced_failures} failures, as announced"
@@ -204,7 +196,28 @@ def demo(as_json: AsJson = False) -> None:
         waits = ", ".join(f"{name} {seconds(wait)}" for name, wait in report.slow_waits.items())
         out.print(f"mean wait for the slow handler, by priority: {waits}")
         out.print(latency_table(report.latency))
-    raise typer.Exit(0 if report.as_announced else 1)
+        out.print("\nThe same log, in a worker with a journal. It is killed with SIGKILL at work, and started again.")
+    with tempfile.TemporaryDirectory(prefix="ironbus-demo-") as folder, _bars(err, quiet) as bar:
+        names = {name: bar.add_task(name, total=total) for name, total in crashing.totals().items()}
+
+        def handled(name: str, count: int) -> None:
+            bar.update(names[name], completed=count)
+
+        with errors_told():
+            crash = run(crashing.crash_and_recover(Path(folder), handled))
+    if as_json:
+        crashed = plain(crash) | {"again": crash.again, "balanced": crash.balanced}
+        print_json(plain(report) | {"as_announced": report.as_announced, "crash": crashed})
+    else:
+        for line in crash_lines(crash):
+            out.print(line, soft_wrap=True)
+        out.print(crash_table(crash))
+    raise typer.Exit(0 if report.as_announced and crash.balanced else 1)
+
+
+def _bars(console: Console, quiet: bool) -> Progress:
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, console=console, disable=quiet)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """``ironbus demo``: a sample log of a shop through handlers of every kind.
 
 One handler is slow and one fails for good, so that one sees what the bus makes
-of them: the others are not held up, and the failures stand in the ledger.
+of them: the others are not held up, and the failures stand in the ledger. This is the
+first act, in memory; the second one, in ``demo_crash``, kills a durable worker.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ironbus.report import Latency, Ledger
 
 FIELDS = Fields(key="key", priority="priority")
 SLOW = 0.002  # seconds that the slow handler takes for each event
+TOPICS = {"billing": "order.paid", "warehouse": "*", "mailer": "payment.failed", "audit": "*", "stock": "stock.low"}
+FAILING = "mailer"
 TICK = 0.05  # seconds between two reports of progress
 
 
@@ -47,7 +50,7 @@ class DemoReport:
         return (
             self.ledger.balanced
             and all(lane.routed == lane.done + lane.dead for lane in lanes.values())
-            and all(lane.dead == (lane.routed if name == "mailer" else 0) for name, lane in lanes.items())
+            and all(lane.dead == (lane.routed if name == FAILING else 0) for name, lane in lanes.items())
         )
 
 
@@ -91,11 +94,8 @@ async def demo(progress: Callable[[Ledger], None]) -> DemoReport:
     """Runs the sample log; ``progress`` gets the ledger now and then."""
     items, shop = sample(), Shop()
     bus = EventBus(idempotency="content")
-    bus.subscribe("order.paid", shop.billing, name="billing")
-    bus.subscribe("*", shop.warehouse, name="warehouse")
-    bus.subscribe("payment.failed", shop.mailer, name="mailer")
-    bus.subscribe("*", shop.audit, name="audit")
-    bus.subscribe("stock.low", shop.stock, name="stock")
+    for name, topic in TOPICS.items():
+        bus.subscribe(topic, getattr(shop, name), name=name)
     async with bus:
         start = time.perf_counter()
         await bus.publish_many(items)
@@ -112,7 +112,7 @@ async def demo(progress: Callable[[Ledger], None]) -> DemoReport:
         read=len(items),
         duplicates=metrics.ledger.duplicate,
         deliveries=sum(lane.routed for lane in metrics.ledger.subscriptions.values()),
-        announced_failures=metrics.ledger.subscriptions["mailer"].dead,
+        announced_failures=metrics.ledger.subscriptions[FAILING].dead,
         seconds=seconds,
         slow_waits={name: sum(values) / len(values) for name, values in waits.items()},
         latency={name: statistics.wait for name, statistics in metrics.subscriptions.items()},
@@ -120,4 +120,4 @@ async def demo(progress: Callable[[Ledger], None]) -> DemoReport:
     )
 
 
-__all__ = ["DemoReport", "demo", "sample"]
+__all__ = ["FAILING", "TOPICS", "DemoReport", "Shop", "demo", "sample"]

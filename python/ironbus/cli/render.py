@@ -6,13 +6,16 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ironbus.report import Latency, Ledger
+
+if TYPE_CHECKING:
+    from ironbus.cli.demo_crash import CrashReport
 
 SHOWN_FAILURES = 5
 
@@ -75,6 +78,34 @@ def _balance(ledger: Ledger) -> str:
     return f"{ledger.offered:,} offered = {' + '.join(told)} ({verdict})"
 
 
+def crash_lines(crash: CrashReport) -> Iterator[str]:
+    """What a killed worker left, and what its successor made of it, for people."""
+    died = "killed" if crash.died_of_sigkill else "NOT KILLED"
+    yield f"{died} with {crash.events_at_kill:,} events in the file and {crash.backlog_at_kill:,} deliveries to go"
+    yield (
+        f"{crash.read:,} lines published again = {crash.accepted_after:,} accepted + {crash.duplicates_after:,} "
+        f"duplicate; {crash.again:,} deliveries came again, whose settlement was not written yet"
+    )
+    lost = sum(lane.lost for lane in crash.subscriptions.values())
+    yield (
+        f"{crash.events:,} events, {crash.missing:,} missing, {crash.twice:,} twice; "
+        f"{crash.backlog:,} deliveries to go, {lost:,} lost; the file is {'clean' if crash.clean else 'DAMAGED'} "
+        f"({'balanced' if crash.balanced else 'NOT BALANCED'})"
+    )
+
+
+def crash_table(crash: CrashReport) -> Table:
+    """Where every event went in the two lives of the worker, one line a subscription."""
+    columns = ("routed", "done", "dead", "lost", "again")
+    table = Table()
+    table.add_column("subscription")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, lane in crash.subscriptions.items():
+        table.add_row(name, *(f"{getattr(lane, column):,}" for column in columns))
+    return table
+
+
 def latency_table(times: Mapping[str, Latency]) -> Table:
     """Percentiles, one line a measured time."""
     columns = ("p50", "p90", "p99", "max")
@@ -113,4 +144,15 @@ def failures_on(console: Console, limit: int = SHOWN_FAILURES) -> Iterator[None]
         console.print(f"… and {handler.count - limit:,} more failures", markup=False)
 
 
-__all__ = ["as_json", "cell", "failures_on", "harmless", "latency_table", "ledger_table", "seconds", "size"]
+__all__ = [
+    "as_json",
+    "cell",
+    "crash_lines",
+    "crash_table",
+    "failures_on",
+    "harmless",
+    "latency_table",
+    "ledger_table",
+    "seconds",
+    "size",
+]
