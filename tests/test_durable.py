@@ -977,7 +977,9 @@ async def main():
 
 asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    # CPython 3.12 and later warn of what is tested here.
+    quiet = "ignore:This process:DeprecationWarning"
+    done = subprocess.run([sys.executable, "-W", quiet, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["0", "0", "fsync"])
     assert os.listdir(path.parent) == [path.name]
     assert run(session(path, since="start")) == [1, 3]
