@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def feed(folder: Path, source: Path, kill_after: int | None) -> int:
 
 def effects(folder: Path) -> list[tuple[int, str]]:
     """In the order in which they happened."""
-    with sqlite3.connect(folder / "effects.db") as connection:
+    with closing(sqlite3.connect(folder / "effects.db")) as connection:
         return connection.execute("SELECT sequence, key FROM effect ORDER BY rowid").fetchall()
 
 
