@@ -163,6 +163,8 @@ def test_a_window_that_is_full_keeps_no_publisher_waiting(path, is_async):
         async with bus:
             subscription.pause()
             await bus.publish_many([("a", n) for n in range(50)])
+            # The window is filled beside the loop.
+            assert await comes(bus, lambda health: [each.code for each in health.reasons] == ["lane_filling"])
             now[0] += 60
             health = bus.health()
             assert [each.code for each in health.reasons] == ["lane_filling", "oldest_event"]

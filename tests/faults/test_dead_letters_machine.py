@@ -158,7 +158,10 @@ class Machine(RuleBasedStateMachine):
             if away:
                 await self.t.advance(1)
                 task.cancel()
-                return (await asyncio.gather(task, return_exceptions=True))[0]
+                ended = (await asyncio.gather(task, return_exceptions=True))[0]
+                # What it had asked of the file's thread is done before this is.
+                await self.bus.dead_letters.count()
+                return ended
             for subscription in self.subscriptions.values():
                 subscription.resume()
             while not task.done():

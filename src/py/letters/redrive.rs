@@ -240,7 +240,7 @@ impl UnderWay {
         drop(gone);
     }
 
-    /// It is about to be settled.
+    /// What became of it is written.
     pub fn remove(&self, id: &str) {
         let removed = lock(&self.0).remove(id);
         drop(removed);

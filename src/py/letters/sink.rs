@@ -302,7 +302,6 @@ impl LetterSink {
     ) {
         let Letter { id, holder, .. } = letter;
         let succeeded = matches!(fate, Fate::Succeeded);
-        self.under_way.remove(id);
         let told = py.detach(|| {
             self.store.work(|queue| {
                 match fate {
@@ -315,6 +314,8 @@ impl LetterSink {
                 self.look(queue)
             })
         });
+        // Not before: its lease may have ended, and then another redrive would deliver it once more.
+        self.under_way.remove(id);
         match told {
             Ok(()) if succeeded => {
                 self.originals.remove(id);
