@@ -14,7 +14,7 @@ use durable::{Bus, NOW, event, lock};
 use ironbus::engine::dead_letters::{DeadLetter, DeadLetters, Filter, Limits};
 use ironbus::engine::journal::in_flight::Suspect;
 use ironbus::engine::journal::{
-    Damage, Event, EventFilter, Faults, JournalError, Range, StragglerState, Unit,
+    Damage, Event, EventFilter, Faults, Journal, JournalError, Range, StragglerState, Unit,
 };
 use ironbus::engine::priority::Priority::{Critical, High, Low, Normal};
 use ironbus::engine::store::{Durability, Problem, StoreError};
@@ -131,6 +131,47 @@ fn a_second_owner_is_told_so_and_a_reader_is_welcome() {
     assert_eq!(count, 1);
     bus.journal.close().expect("in order");
     Bus::open(&path).journal.close().expect("free again");
+}
+
+/// Whoever is told of a commit may be the last to have the journal: the writer cannot wait for
+/// itself, and the file is nobody else's before it has ended.
+#[test]
+fn a_journal_that_its_own_writer_closes_ends_in_order() {
+    let (folder, path) = folder();
+    let desk = durable::Desk::new();
+    let open = || {
+        Journal::open(
+            &path,
+            durable::file_options(&desk, Faults::default()),
+            desk.clone(),
+        )
+    };
+    let journal = Arc::new(Mutex::new(Some(open().expect("a journal"))));
+    let (closed, told) = std::sync::mpsc::channel();
+    let last = journal.clone();
+    let done = Box::new(move |_| {
+        let journal = lock(&last).take().expect("it is there");
+        closed.send(journal.close()).expect("the test waits");
+    });
+    let handed = lock(&journal).as_ref().map(|journal| {
+        let ticket = journal.append(
+            vec![event(journal.sequence() + 1, Normal, "t")],
+            Durability::Os,
+        );
+        ticket.expect("taken");
+        journal.unit(Unit::default(), None, Durability::Os, done)
+    });
+    handed.expect("it is there").expect("taken");
+    assert_eq!(told.recv(), Ok(Ok(())));
+    let again = loop {
+        match open() {
+            Err(JournalError::InUse { .. }) => std::thread::yield_now(),
+            opened => break opened.expect("in order"),
+        }
+    };
+    assert!(again.opened().closed);
+    assert_eq!(everything(&Bus::over(again, desk.clone())).0, [1]);
+    drop(folder);
 }
 
 #[test]

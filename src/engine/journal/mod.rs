@@ -112,6 +112,8 @@ pub(crate) struct Shared {
     clock: Clock,
     checkpoint_error: Mutex<Option<StoreError>>,
     ended: Mutex<Option<Result<(), JournalError>>>,
+    /// What the writer lets go of at its end, where nobody waits for that.
+    left: Mutex<Option<file::Held>>,
 }
 
 impl Shared {
@@ -234,6 +236,7 @@ impl Journal {
             clock: options.clock,
             checkpoint_error: Mutex::default(),
             ended: Mutex::default(),
+            left: Mutex::default(),
         });
         let registry = Arc::<Registry>::default();
         let writer = Writer {
@@ -464,9 +467,12 @@ impl Journal {
         self.shared.run(durability, work)
     }
 
-    /// Writes all that is here, and ends. What went wrong at the end is the error.
+    /// Writes all that is here, and ends. What went wrong at the end is the error. Called by the
+    /// writer itself, in what it tells of a commit, this only begins the end.
     pub fn close(&self) -> Result<(), JournalError> {
-        self.end();
+        if !self.end() {
+            return Ok(());
+        }
         // Whatever went wrong, somebody else may have it now.
         let held = lock(&self.held).take();
         lock(&self.shared.ended)
@@ -475,16 +481,19 @@ impl Journal {
         held.map_or(Ok(()), |held| held.in_flight.remove())
     }
 
-    fn end(&self) {
+    /// False: this is the writer, which cannot wait for itself and takes with it what is held.
+    fn end(&self) -> bool {
         self.shared.queue.close();
-        // The last to let go can be the writer itself, in what it tells of a commit.
-        let writer = lock(&self.writer).take();
-        if let Some(writer) = writer
-            && writer.thread().id() != std::thread::current().id()
-        {
-            // One that panicked has told those who wait by its guard.
-            let _ = writer.join();
+        let Some(writer) = lock(&self.writer).take() else {
+            return true;
+        };
+        if writer.thread().id() == std::thread::current().id() {
+            *lock(&self.shared.left) = lock(&self.held).take();
+            return false;
         }
+        // One that panicked has told those who wait by its guard.
+        let _ = writer.join();
+        true
     }
 }
 

@@ -44,10 +44,17 @@ impl Writer {
             true => Err(JournalError::ReadOnly),
             false => self.end().map_err(JournalError::from),
         };
+        let in_order = ended.is_ok();
         *lock(&self.shared.ended) = Some(ended);
         // The writer's connection is the last one: it takes the log away.
         *lock(&self.shared.reader) = None;
         *lock(&self.shared.letters) = None;
+        let left = lock(&self.shared.left).take();
+        drop(self.storage);
+        if let Some(held) = left.filter(|_| in_order) {
+            // Nobody is left to be told: the next owner looks at a page that could not be removed.
+            let _ = held.in_flight.remove();
+        }
     }
 
     /// In order: the numbers go on where they were, and one file is left.
