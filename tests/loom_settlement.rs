@@ -4,14 +4,15 @@
 //! Negative control: when `Envelope::wait` looks (`load`) before it sets the flag, or when the
 //! flag does not note an end that has passed (`Envelope::flag`),
 //! `a_child_published_while_its_parent_settles_leaves_no_tree_open` fails; when
-//! `Envelope::family` does not set the flag, `a_tree_ends_once_after_parent_and_child` does.
+//! `Envelope::family` does not set the flag, `a_tree_ends_once_after_parent_and_child` does; when
+//! `Envelope::settle_last` takes the short way for an event that others have,
+//! `a_waiter_whose_receipt_is_let_go_of_meanwhile_is_told_once` does.
 #![cfg(loom)]
 
 mod plain;
 
 use ironbus::engine::settlement::Outcome;
 use ironbus::engine::sync::Shared;
-use loom::sync::Arc;
 use loom::{model, thread};
 use plain::{Envelope, Flag, lane, told};
 
@@ -20,7 +21,7 @@ fn a_waiter_is_told_once() {
     model(|| {
         let lane = lane("a", 1);
         let event = Shared::new(Envelope::new(7, None));
-        assert!(event.routed(2).is_empty());
+        assert!(event.routed(2).is_none());
         let settlers: Vec<_> = (0..2)
             .map(|n| {
                 let (event, lane) = (event.clone(), lane.clone());
@@ -45,6 +46,28 @@ fn a_waiter_is_told_once() {
             "nothing is left to wait for"
         );
         assert_eq!(event.outcomes().len(), 1);
+    });
+}
+
+#[test]
+fn a_waiter_whose_receipt_is_let_go_of_meanwhile_is_told_once() {
+    model(|| {
+        let lane = lane("a", 1);
+        let event = Shared::new(Envelope::new(7, None));
+        assert!(event.routed(2).is_none());
+        let settlers: Vec<_> = (0..2)
+            .map(|_| {
+                let (mut event, lane) = (event.clone(), lane.clone());
+                thread::spawn(move || {
+                    plain::wake(Envelope::settle_last(&mut event, &lane, Outcome::Done));
+                })
+            })
+            .collect();
+        let flag = Flag::default();
+        let waits = event.wait(flag.waker()).is_ok();
+        drop(event);
+        settlers.into_iter().for_each(|s| s.join().unwrap());
+        assert_eq!(told(&flag), usize::from(waits));
     });
 }
 

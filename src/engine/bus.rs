@@ -12,7 +12,7 @@ use super::idempotency::Idempotency;
 use super::lane::{Aside, Entry, Finished, Lane, LaneId, LaneOptions, Turn};
 use super::ops::{Alarm, Ops, Seat, wake_all};
 use super::router::Route;
-use super::settlement::Outcome;
+use super::settlement::{Envelope, Outcome};
 use super::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize},
@@ -239,7 +239,7 @@ impl<O: Ops> Bus<O> {
     pub(super) fn settle(
         &self,
         lane: &Arc<Lane<O>>,
-        entry: &Entry<O>,
+        entry: &mut Entry<O>,
         outcome: Outcome<O::Failure>,
         work: Option<Nanos>,
         proceed: bool,
@@ -256,7 +256,7 @@ impl<O: Ops> Bus<O> {
     pub(super) fn settle_here(
         &self,
         lane: &Arc<Lane<O>>,
-        entry: &Entry<O>,
+        entry: &mut Entry<O>,
         outcome: Outcome<O::Failure>,
         work: Option<Nanos>,
         proceed: bool,
@@ -267,9 +267,11 @@ impl<O: Ops> Bus<O> {
             token: entry.token,
             work,
         };
-        let wakers = entry.event.settle(lane, outcome);
+        let woken = Envelope::settle_last(&mut entry.event, lane, outcome);
         let turn = lane.finish(&finished, proceed, now);
-        wake_all(wakers);
+        if let Some(woken) = woken {
+            wake_all(woken);
+        }
         turn
     }
 

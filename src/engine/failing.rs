@@ -71,16 +71,17 @@ impl<O: Ops> Bus<O> {
     }
 
     /// For the dead letter queue: what it had begun with [`Kept::Later`] is over, well or not.
-    pub fn letter_kept(&self, dying: Box<Dying<O>>, kept: bool, now: Nanos) {
+    pub fn letter_kept(&self, mut dying: Box<Dying<O>>, kept: bool, now: Nanos) {
         let lane = dying.lane.clone();
         let turn = if kept && dying.as_one {
-            let (entry, outcome) = (&dying.entry, dying.outcome());
+            let outcome = dying.outcome();
+            let entry = &mut dying.entry;
             if let Some(backing) = &lane.options.backing {
                 backing.settled(entry.level, entry.sequence);
             }
             self.settle_here(&lane, entry, outcome, dying.work, false, now)
         } else if kept {
-            self.settle_dying(&dying, false, now)
+            self.settle_dying(&mut dying, false, now)
         } else {
             self.park(*dying, now)
         };
@@ -104,7 +105,7 @@ impl<O: Ops> Bus<O> {
 
     /// The letter first: a delivery that was settled without one would be gone. None: somebody else
     /// settles it, and its lane goes on then.
-    fn bury(&self, dying: Dying<O>, proceed: bool) -> Option<Turn<O>> {
+    fn bury(&self, mut dying: Dying<O>, proceed: bool) -> Option<Turn<O>> {
         let now = dying.at;
         let wanted = match dying.lane.options.letters {
             Letters::None => false,
@@ -112,18 +113,18 @@ impl<O: Ops> Bus<O> {
             Letters::FailedAndExpired => true,
         };
         if !wanted && dying.entry.letter().is_none() {
-            return Some(self.settle_dying(&dying, proceed, now));
+            return Some(self.settle_dying(&mut dying, proceed, now));
         }
         match self.sink.keep(Box::new(dying)) {
-            Kept::Now(dying) => Some(self.settle_dying(&dying, proceed, now)),
+            Kept::Now(mut dying) => Some(self.settle_dying(&mut dying, proceed, now)),
             Kept::Later => None,
             Kept::Not(dying) => Some(self.park(*dying, now)),
         }
     }
 
-    fn settle_dying(&self, dying: &Dying<O>, proceed: bool, now: Nanos) -> Turn<O> {
-        let (lane, entry) = (&dying.lane, &dying.entry);
-        self.settle(lane, entry, dying.outcome(), dying.work, proceed, now)
+    fn settle_dying(&self, dying: &mut Dying<O>, proceed: bool, now: Nanos) -> Turn<O> {
+        let (outcome, work) = (dying.outcome(), dying.work);
+        self.settle(&dying.lane, &mut dying.entry, outcome, work, proceed, now)
     }
 
     fn park(&self, dying: Dying<O>, now: Nanos) -> Turn<O> {

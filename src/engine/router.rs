@@ -55,6 +55,15 @@ impl<O: Ops> Route<O> {
         lane.has_room(level)
     }
 
+    /// So many events of a level get in before anybody has to look again, whatever a full lane does.
+    pub(super) fn room(&self, level: Priority) -> usize {
+        if self.several {
+            return 0;
+        }
+        let room = self.lanes.iter().map(|lane| lane.room(level));
+        room.min().unwrap_or(usize::MAX)
+    }
+
     #[cold]
     fn has_room_for_all(&self, lane: &Lane<O>, level: Priority) -> bool {
         let copies = self.lanes.iter().filter(|other| other.id == lane.id);

@@ -154,7 +154,7 @@ impl Prepared {
 
 /// See [`Prepared::discard`].
 pub fn discard(event: &Event) {
-    crate::engine::ops::wake_all(event.routed(0));
+    crate::engine::ops::wake_all(event.routed(0).into_iter().flatten());
 }
 
 /// What comes after an event was prepared. Not a closure, because that cannot be told to be inlined;

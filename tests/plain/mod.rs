@@ -61,8 +61,8 @@ impl Wake for Told {
     }
 }
 
-pub fn wake(wakers: Vec<Told>) {
-    wake_all(wakers);
+pub fn wake(woken: Option<Vec<Told>>) {
+    wake_all(woken.into_iter().flatten());
 }
 
 /// Remembers which lanes were scheduled.

@@ -404,7 +404,7 @@ impl<O: Ops> Durable<O> {
                     let unknown = matches!(error, JournalError::DurabilityUnknown(_));
                     bus.gate.fail_commit(events.len(), unknown, &mut effects);
                     for event in &events {
-                        wakers.extend(event.event.routed(0));
+                        wakers.extend(event.event.routed(0).into_iter().flatten());
                     }
                     let keys = told.iter().filter_map(|(key, _)| key.as_ref());
                     bus.with_keys(|seen| {

@@ -7,7 +7,7 @@ use crate::engine::digest::Digest;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, wake_all};
 use crate::engine::router::Route;
-use crate::engine::settlement::{Envelope, Outcome};
+use crate::engine::settlement::{Envelope, Outcome, Woken};
 use crate::engine::sync::{Arc, Shared};
 use crate::engine::timers::Place;
 
@@ -63,9 +63,9 @@ impl<O: Ops> Effects<O> {
     }
 
     #[inline]
-    pub(super) fn wake(&mut self, wakers: Vec<O::Waker>) {
-        if !wakers.is_empty() {
-            self.put_off().wakers.extend(wakers);
+    pub(super) fn wake(&mut self, woken: Woken<O>) {
+        if let Some(woken) = woken {
+            self.put_off().wakers.extend(woken);
         }
     }
 
@@ -109,7 +109,7 @@ impl<O: Ops> Effects<O> {
             forgotten,
         } = *put_off;
         for (lane, event) in dropped {
-            wakers.extend(event.settle(&lane, Outcome::Dropped));
+            wakers.extend(event.settle(&lane, Outcome::Dropped).into_iter().flatten());
         }
         let mut claims = Vec::new();
         for waiter in admitted {

@@ -272,7 +272,24 @@ impl<O: Ops> Gate<O> {
             held: !state.open,
             ..Run::default()
         };
+        // Room that was found is there until it is used up: the gate is held.
+        let (mut level, mut room) = (Priority::Normal, 0);
         for offer in offers {
+            if state.open {
+                if room == 0 || offer.level != level {
+                    (level, room) = (offer.level, route.room(offer.level));
+                }
+                if room > 0 {
+                    room -= 1;
+                    state.counts.offered += 1;
+                    let sequence = self.let_in(&mut state, &offer, route, now, effects);
+                    if run.count == 0 {
+                        run.first = sequence;
+                    }
+                    run.count += 1;
+                    continue;
+                }
+            }
             match self.admit_one(
                 &mut state,
                 &offer,
@@ -358,9 +375,7 @@ impl<O: Ops> Gate<O> {
                 }
             }
         }
-        let sequence = self.sequencer.next_in_turn();
-        state.counts.accepted += 1;
-        effects.wake(offer.event.routed(route.owed));
+        let sequence = self.accept(state, offer, route, effects);
         for lane in &route.lanes {
             state.push(
                 lane,
@@ -374,6 +389,47 @@ impl<O: Ops> Gate<O> {
             );
         }
         Published::Accepted(sequence)
+    }
+
+    /// An event for which there is room.
+    #[inline(always)]
+    fn let_in(
+        &self,
+        state: &mut State<O>,
+        offer: &Offer<'_, O>,
+        route: &Arc<Route<O>>,
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> u64 {
+        let sequence = self.accept(state, offer, route, effects);
+        for lane in &route.lanes {
+            let door = state.door(lane);
+            door.enter(
+                lane,
+                sequence,
+                now,
+                offer.token,
+                offer.level,
+                offer.event,
+                offer.timing,
+                effects,
+            );
+        }
+        sequence
+    }
+
+    /// An event that is accepted.
+    #[inline(always)]
+    fn accept(
+        &self,
+        state: &mut State<O>,
+        offer: &Offer<'_, O>,
+        route: &Route<O>,
+        effects: &mut Effects<O>,
+    ) -> u64 {
+        state.counts.accepted += 1;
+        effects.wake(offer.event.routed(route.owed));
+        self.sequencer.next_in_turn()
     }
 
     fn hold(&self, state: &mut State<O>, offer: &Offer<'_, O>, now: Nanos) -> Published<O> {
@@ -634,28 +690,53 @@ impl<O: Ops> State<O> {
         timing: Option<&Timing>,
         effects: &mut Effects<O>,
     ) {
-        let door = self.doors[lane.slot]
-            .as_mut()
-            .expect("a routed lane has a door");
-        debug_assert_eq!(door.lane.id, lane.id);
-        door.routed += 1;
+        let door = self.door(lane);
         if !lane.has_room(level) {
             match lane.options.overflow {
                 Overflow::DropOldest => match lane.evict(level) {
                     Some(evicted) => effects.let_go(lane, evicted.into_event()),
                     // Everything queued had begun before: the newcomer goes instead.
-                    None => return Self::turn_away(lane, event, effects),
+                    None => return door.turn_away(event, effects),
                 },
-                Overflow::DropNew => return Self::turn_away(lane, event, effects),
+                Overflow::DropNew => return door.turn_away(event, effects),
                 Overflow::Block | Overflow::Reject | Overflow::Spill => {}
             }
         }
+        door.enter(lane, sequence, at, token, level, event, timing, effects);
+    }
+
+    #[inline(always)]
+    fn door(&mut self, lane: &Lane<O>) -> &mut Door<O> {
+        let door = self.doors[lane.slot]
+            .as_mut()
+            .expect("a routed lane has a door");
+        debug_assert_eq!(door.lane.id, lane.id);
+        door
+    }
+}
+
+impl<O: Ops> Door<O> {
+    /// Lets an event in, whatever room there is.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)] // as of `push`
+    fn enter(
+        &mut self,
+        lane: &Arc<Lane<O>>,
+        sequence: u64,
+        at: Nanos,
+        token: u64,
+        level: Priority,
+        event: &Shared<Envelope<O>>,
+        timing: Option<&Timing>,
+        effects: &mut Effects<O>,
+    ) {
+        self.routed += 1;
         lane.entering(level);
         let timing = timing.filter(|_| !lane.options.untimed);
         let expires = timing.and_then(|timing| timing.expires);
         let entry = Entry::new(sequence, at, token, level, event.clone(), expires);
         match timing.and_then(|timing| timing.due) {
-            None => door.tails[level.index()].push(entry),
+            None => self.tails[level.index()].push(entry),
             Some(due) => {
                 if let Some(due) = lane.put_off(entry, due) {
                     effects.come_by(due, lane);
@@ -664,8 +745,9 @@ impl<O: Ops> State<O> {
         }
     }
 
-    fn turn_away(lane: &Arc<Lane<O>>, event: &Shared<Envelope<O>>, effects: &mut Effects<O>) {
-        lane.turn_away();
-        effects.let_go(lane, event.clone());
+    fn turn_away(&mut self, event: &Shared<Envelope<O>>, effects: &mut Effects<O>) {
+        self.routed += 1;
+        self.lane.turn_away();
+        effects.let_go(&self.lane, event.clone());
     }
 }

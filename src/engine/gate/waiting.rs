@@ -71,7 +71,7 @@ impl<O: Ops> Waiter<O> {
     fn ends(&self, fate: Result<Admitted<O>, EngineError>, effects: &mut Effects<O>) {
         let mut ticket = lock(&self.ticket.state);
         ticket.fate = Some(fate);
-        effects.wake(ticket.waker.take().into_iter().collect());
+        effects.wake(ticket.waker.take().map(|waker| vec![waker]));
     }
 }
 

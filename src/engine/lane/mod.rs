@@ -225,6 +225,15 @@ impl<O: Ops> Lane<O> {
         self.depth(level) < self.options.bound
     }
 
+    /// For how many more a level has room, beside those that wait for it. As only the gate pushes, it
+    /// has that much as long as the gate pushes nothing.
+    pub(super) fn room(&self, level: Priority) -> usize {
+        match self.is_awaited(level) {
+            true => 0,
+            false => self.options.bound.saturating_sub(self.depth(level)),
+        }
+    }
+
     /// Counts an event that the gate is about to push, so that the level never seems emptier
     /// than it is.
     #[inline]
