@@ -368,6 +368,7 @@ fn no_flipped_bit_gives_a_wrong_entry() {
     );
     assert!(moved > 100, "{moved} moved aside, {refused} refused");
     torture::done("bits flipped", flips);
+    torture::control();
 }
 
 /// v1.0 rewrote its file for every entry, so that the ten-thousandth cost ten thousand times

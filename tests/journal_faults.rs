@@ -174,6 +174,7 @@ fn a_journal_that_reports_before_the_flush_does_not_pass() {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     });
     assert!(caught);
+    torture::control();
 }
 
 /// A commit that finds the disk full has not happened, for sure, and the journal goes on as soon

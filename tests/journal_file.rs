@@ -7,7 +7,7 @@ mod durable;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use durable::{Bus, NOW, event, lock};
@@ -299,6 +299,38 @@ fn what_fails_before_the_commit_has_not_happened_and_the_journal_goes_on() {
         seen.sort_unstable();
         // 2 was settled with the next commit that went through, 1 was not.
         assert_eq!(seen, [1, later], "{step}");
+    }
+}
+
+#[test]
+fn a_journal_whose_settlements_cannot_be_written_ends_and_says_so() {
+    for (times, ended) in [(1, true), (u64::MAX, false)] {
+        let (_folder, path) = folder();
+        let left = Arc::new(AtomicU64::new(0));
+        let fire = left.clone();
+        let faults = Faults::new(Arc::new(move |at| {
+            let due = |left: u64| left.checked_sub(1);
+            let count = || fire.fetch_update(Ordering::SeqCst, Ordering::SeqCst, due);
+            match at == "batch.settled" && count().is_ok() {
+                true => Err(Problem::Full),
+                false => Ok(()),
+            }
+        }));
+        let bus = Bus::open_with(&path, faults).expect("a journal");
+        let lane = bus.subscribe("bill", "t");
+        bus.publish(Normal, "t");
+        bus.flush();
+        assert_eq!(lane.next(Normal), Some(1));
+        left.store(times, Ordering::SeqCst);
+        lane.subscription.settle(Normal, 1);
+        let full = JournalError::Store(Problem::Full.at(&path));
+        // What was in the way once is tried again; what stays is not waited for.
+        let closed = bus.journal.close();
+        assert_eq!(closed, if ended { Ok(()) } else { Err(full) });
+        drop((lane, bus));
+        let again = Bus::open(&path);
+        let left: &[u64] = if ended { &[] } else { &[1] };
+        assert_eq!(again.subscribe("bill", "t").drain(Normal), left);
     }
 }
 

@@ -223,4 +223,5 @@ fn an_acknowledgement_before_the_commit_is_found_out() {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| said.check(&path))).is_err()
     });
     assert!(caught);
+    torture::control();
 }

@@ -174,4 +174,5 @@ fn what_was_not_flushed_is_missed() {
     let (states, missing) = lose_power(Durability::Os, 0);
     println!("{missing} of {states} states miss something");
     assert!(missing > 0);
+    torture::control();
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from ironbus import DeadLetters, Event, EventBus
+from torture import control, done, times
 
 COUNT = 400
 
@@ -120,7 +121,8 @@ def left(path: Path) -> list[int]:
 @pytest.mark.parametrize("how", ["async", "sync"])
 def test_what_is_settled_as_dead_survives_a_kill(tmp_path: Path, how: str) -> None:
     path, moments, settled = tmp_path / "x.dead", random.Random(7), []
-    for number in range(6):
+    lives = times(6, 20)
+    for number in range(lives):
         process = start(DYING, path, number * 1_000_000, how)
         settled += lines(process, moments.randrange(1, 400))
         settled += kill(process)
@@ -129,6 +131,8 @@ def test_what_is_settled_as_dead_survives_a_kill(tmp_path: Path, how: str) -> No
         assert set(map(int, settled)) <= set(found)
         assert len(found) <= len(settled) + number + 1
         assert max(Counter(found).values()) == 1
+    done("kills", lives)
+    done("acknowledged dead letters", len(settled))
 
 
 def test_the_check_notices_letters_that_are_not_kept(tmp_path: Path) -> None:
@@ -138,6 +142,7 @@ def test_the_check_notices_letters_that_are_not_kept(tmp_path: Path) -> None:
     kill(process)
     assert len(settled) == 10
     assert left(tmp_path / "x.dead") == []
+    control()
 
 
 async def fill(path: Path) -> None:
@@ -198,6 +203,7 @@ def test_a_redrive_that_is_killed_loses_nothing(filled: Path) -> None:
     assert hang in handled
     assert set(map(int, effects)) | set(handled) == set(range(COUNT))
     assert left(filled) == []
+    done("kills", 6)
 
 
 def test_the_check_notices_a_letter_that_leaves_too_early(filled: Path) -> None:
@@ -208,6 +214,7 @@ def test_the_check_notices_a_letter_that_leaves_too_early(filled: Path) -> None:
     assert effects.pop() == "inside"
     kill(process)
     assert set(left(filled)) | set(map(int, effects)) == set(range(COUNT)) - {20}
+    control()
 
 
 def test_two_processes_redrive_one_queue(filled: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ironbus.recovery import DeadLetterQueue
+from torture import control, done
 
 # Adds entries and says so after each: one at a time, or as many as come at once.
 ADDER = """
@@ -159,6 +160,8 @@ def test_every_acknowledged_entry_survives_a_kill(tmp_path: Path, how: str) -> N
         assert lost(tmp_path, acknowledged) == set()
         number += 1
     assert number > 4
+    done("kills", number)
+    done("acknowledged dead letters", len(acknowledged))
 
 
 def test_the_check_notices_what_is_acknowledged_too_early(tmp_path: Path) -> None:
@@ -168,6 +171,7 @@ def test_the_check_notices_what_is_acknowledged_too_early(tmp_path: Path) -> Non
     acknowledged += kill(process)
     assert len(acknowledged) == 200
     assert lost(tmp_path, acknowledged) != set()
+    control()
 
 
 def test_two_processes_share_a_queue(tmp_path: Path) -> None:
@@ -236,6 +240,7 @@ def test_a_redrive_that_is_killed_loses_nothing(tmp_path: Path) -> None:
         assert said
     kill(process)
     assert "599" in left(queue)
+    done("kills", 7)
 
 
 def test_the_check_notices_an_entry_that_leaves_too_early(tmp_path: Path) -> None:
@@ -247,3 +252,4 @@ def test_the_check_notices_an_entry_that_leaves_too_early(tmp_path: Path) -> Non
     assert effects.pop() == "inside"
     kill(process)
     assert left(queue) | set(effects) == set(map(str, range(600))) - {"20"}
+    control()

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 from ironbus import CircuitBreakerConfig, DeadLetters, Event, EventBus, EventPriority, RetryPolicy
 from ironbus.testing import harness
+from torture import control, times
 
 ROOM = 3
 NAMES = ("sync", "async", "keyed")
@@ -291,7 +292,7 @@ class CountingMachine(LosingMachine):
         """Not looked at."""
 
 
-STEPS = settings(max_examples=60, stateful_step_count=30, deadline=None)
+STEPS = settings(max_examples=times(60, 300), stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.parametrize("machine", [Machine, FileMachine])
@@ -308,3 +309,4 @@ def test_a_fault_that_loses_one_event_is_noticed(machine, what):
     once = settings(STEPS, print_blob=False, report_multiple_bugs=False, database=None, phases=[Phase.generate])
     with pytest.raises(AssertionError, match=what):
         run_state_machine_as_test(machine, settings=once)
+    control()

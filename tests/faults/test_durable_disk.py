@@ -14,6 +14,7 @@ import sys
 
 import pytest
 from ironbus import EventBus
+from torture import control, done, times
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the size of files")
 
@@ -68,9 +69,9 @@ asyncio.run(main())
 
 def work(path, limit):
     arguments = [sys.executable, "-c", CHILD, os.fspath(path), str(limit)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    child = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 async def everything(path):
@@ -86,9 +87,10 @@ async def everything(path):
     return seen
 
 
-def test_what_was_told_of_a_file_that_could_not_grow_holds(tmp_path):
+@pytest.mark.parametrize("limit", times([150_000], range(100_000, 700_000, 23_456)))
+def test_what_was_told_of_a_file_that_could_not_grow_holds(tmp_path, limit):
     path = tmp_path / "x.bus"
-    found = work(path, 150_000)
+    found = work(path, limit)
     told = found["told"]
     assert found["balanced"]
     assert told["stored"], "at first there is room"
@@ -101,9 +103,12 @@ def test_what_was_told_of_a_file_that_could_not_grow_holds(tmp_path):
     stored = asyncio.run(everything(path))
     assert sorted(stored) == list(range(400)), "each once: stored, found by its key, or published again"
     assert set(range(400)) == set(found["handled"])
+    done("files that could not grow", 1)
+    done("acknowledged events", len(told["stored"]))
 
 
 def test_with_room_nothing_is_refused(tmp_path):
     """The negative control: it was the limit."""
     found = work(tmp_path / "x.bus", 0)
     assert found["told"] == {"stored": list(range(400)), "unknown": [], "read-only": [], "refused": []}
+    control()

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from ironbus import EventBus
-from torture import done, times
+from torture import control, done, times
 
 KEYS = 5
 
@@ -161,6 +161,7 @@ def test_effects_that_do_not_look_at_the_key_are_noticed(tmp_path):
         world.live(0.2)
     asyncio.run(world.finish())
     assert any("2 effects" in each for each in world.violations())
+    control()
 
 
 def test_effects_of_a_bus_in_memory_are_missed(tmp_path):
@@ -170,3 +171,4 @@ def test_effects_of_a_bus_in_memory_are_missed(tmp_path):
         world.live(0.1)
     asyncio.run(world.finish())
     assert any("no effect" in each for each in world.violations())
+    control()

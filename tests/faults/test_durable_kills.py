@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from ironbus import EventBus
-from torture import done, times
+from torture import control, done, times
 
 KILLS = times(12, 100)
 KEYS = 7
@@ -171,6 +171,7 @@ def test_without_a_journal_the_same_is_noticed(tmp_path):
     assert any("never handled" in each for each in violations(history)) or any(
         "was given" in each for each in violations(history)
     )
+    control()
 
 
 KILLER = """
@@ -212,6 +213,7 @@ def test_a_handler_that_kills_its_process_is_given_up_after_its_attempts(tmp_pat
             (tmp_path / "x.bus.inflight").unlink()
     if not guarded:
         assert [code for code, _ in lives] == [9] * 6
+        control()
         return
     assert [code for code, _ in lives] == [9, 9, 9, 0]
     attempts = [line.split()[2] for _, lines in lives for line in lines if line.startswith("began 2")]

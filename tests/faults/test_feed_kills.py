@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from torture import done, times
+from torture import control, done, times
 
 pytest.importorskip("typer", reason="needs the extra cli")
 
@@ -100,6 +100,7 @@ def test_without_the_journal_the_kill_is_felt(tmp_path: Path) -> None:
     assert feed(tmp_path, source, None) == 0
     with pytest.raises(AssertionError):
         check(tmp_path, expected)
+    control()
 
 
 def test_a_real_log_is_fed_through_ten_kills(tmp_path: Path) -> None:

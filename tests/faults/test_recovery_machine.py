@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ironbus import CircuitBreakerConfig, EventBus, Idempotency, RetryPolicy
 from ironbus.testing import harness
 from lane_model import Breaker, LaneModel, Waiting
+from torture import control, times
 
 NAMES = ("plain", "retried", "guarded")
 TTL = 20_000
@@ -255,7 +256,7 @@ class LosingMachine(RecoveryMachine):
         self.runner.close()
 
 
-STEPS = settings(max_examples=80, stateful_step_count=40, deadline=None)
+STEPS = settings(max_examples=times(80, 400), stateful_step_count=40, deadline=None)
 
 
 def test_the_bus_does_what_the_model_does():
@@ -267,3 +268,4 @@ def test_a_fault_that_loses_one_event_is_noticed():
     """The negative control: by the ledger, at the step that loses it."""
     with pytest.raises(AssertionError, match="the ledger does not balance"):
         run_state_machine_as_test(LosingMachine, settings=settings(STEPS, print_blob=False))
+    control()

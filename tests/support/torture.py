@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _REPORT = os.environ.get("IRONBUS_TORTURE_REPORT")
 
 
-def times(short: int, long: int) -> int:
-    """How often the work is done: shorter in the gate, longer in ``make torture``."""
+def times(short: T, long: T) -> T:
+    """How often, or with what, the work is done: shorter in the gate, longer in ``make torture``."""
     return short if _REPORT is None else long
 
 
@@ -18,3 +21,8 @@ def done(what: str, count: int) -> None:
     if _REPORT is not None:
         with Path(_REPORT).open("a") as report:
             report.write(f"{what}\t{count}\n")
+
+
+def control() -> None:
+    """Adds to the report that a negative control has failed, as it should."""
+    done("negative controls that failed as they should", 1)

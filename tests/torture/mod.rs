@@ -26,3 +26,8 @@ pub fn done(what: &str, count: u64) {
         .expect("a report");
     writeln!(report, "{what}\t{count}").expect("written");
 }
+
+/// Adds to the report that a negative control has failed, as it should.
+pub fn control() {
+    done("negative controls that failed as they should", 1);
+}

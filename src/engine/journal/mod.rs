@@ -246,6 +246,7 @@ impl Journal {
             registry: registry.clone(),
             observer,
             faults: options.faults,
+            failed: None,
         };
         let thread = std::thread::Builder::new()
             .name("ironbus-journal".into())

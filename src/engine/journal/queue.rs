@@ -149,6 +149,8 @@ struct State {
     accepted: WallSeconds,
     /// The last batch did not go through for lack of room: settlements are not to spin.
     held_back: bool,
+    /// That was tried again since it was closed.
+    last_try: bool,
 }
 
 /// See the module.
@@ -173,6 +175,7 @@ impl Queue {
             reserved: head.reserved,
             accepted: head.accepted,
             held_back: false,
+            last_try: false,
         };
         Self {
             bounds,
@@ -302,11 +305,13 @@ impl Queue {
     }
 
     /// For the writer: what has come meanwhile; waits for something to come. `None`: closed, and
-    /// nothing is left.
+    /// nothing is left but settlements that could not be written.
     pub(super) fn take(&self) -> Option<Batch> {
         let mut state = lock(&self.state);
         loop {
-            let settlements = !state.next.dirty.is_empty() && !state.broken;
+            // Nobody waits for ever for the end: once closed they are tried once more.
+            let given_up = state.closed && state.held_back && state.last_try;
+            let settlements = !state.next.dirty.is_empty() && !state.broken && !given_up;
             if !state.next.ops.is_empty() || (state.closed && settlements) {
                 break;
             }
@@ -334,6 +339,7 @@ impl Queue {
                 break;
             }
         }
+        state.last_try = state.closed && state.held_back;
         let mut batch = std::mem::take(&mut state.next);
         batch.accepted = state.accepted;
         Some(batch)
@@ -359,6 +365,11 @@ impl Queue {
     pub(super) fn close(&self) {
         lock(&self.state).closed = true;
         self.work.notify_one();
+    }
+
+    /// Whether settlements were left that could not be written.
+    pub(super) fn is_unsettled(&self) -> bool {
+        !lock(&self.state).next.dirty.is_empty()
     }
 
     /// Whether a flush has failed.

@@ -23,6 +23,8 @@ pub(super) struct Writer {
     pub(super) registry: Arc<Registry>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) faults: Faults,
+    /// Why the last batch was not written.
+    pub(super) failed: Option<JournalError>,
 }
 
 /// What was taken from the subscriptions for one batch.
@@ -40,9 +42,15 @@ impl Writer {
         while let Some(batch) = self.shared.queue.take() {
             self.write_batch(batch);
         }
-        let ended = match self.shared.queue.is_broken() {
-            true => Err(JournalError::ReadOnly),
-            false => self.end().map_err(JournalError::from),
+        let unsettled = self
+            .failed
+            .take()
+            .filter(|_| self.shared.queue.is_unsettled());
+        let ended = match (self.shared.queue.is_broken(), unsettled) {
+            (true, _) => Err(JournalError::ReadOnly),
+            // As after a crash: what was settled and is not written is delivered again.
+            (false, Some(error)) => Err(error),
+            (false, None) => self.end().map_err(JournalError::from),
         };
         let in_order = ended.is_ok();
         *lock(&self.shared.ended) = Some(ended);
@@ -104,6 +112,7 @@ impl Writer {
         self.shared
             .queue
             .done(&batch, self.head.reserved, outcome.is_err());
+        self.failed = outcome.as_ref().err().cloned();
         self.tell(batch, outcome);
         if let Some(left) = left {
             self.shared.queue.done(&left, 0, true);
