@@ -12,11 +12,11 @@ use std::time::Duration;
 use ironbus::engine::dead_letters::Limits;
 use ironbus::engine::digest::Digest;
 use ironbus::engine::durable::{
-    Durable, Fate, Opening, Publication, Refusal, Revive, Since, Written,
+    Durable, Fate, Keep, Opening, Publication, Refusal, Revive, Since, Written,
 };
 use ironbus::engine::idempotency::Claim;
 use ironbus::engine::journal::{
-    Bounds, Commit, Event, Faults, FileOptions, JournalError, JournalOptions, Observer,
+    Bounds, Commit, Event, Faults, FileOptions, JournalError, JournalOptions, Keeping, Observer,
     SqliteOptions,
 };
 use ironbus::engine::priority::Priority;
@@ -85,6 +85,16 @@ impl Revive<Plain> for Numbers {
     }
 }
 
+/// Nothing is let go of.
+fn keep() -> Keep {
+    Keep {
+        keeping: Keeping::default(),
+        first: Duration::from_secs(3600),
+        pause: Duration::from_secs(3600),
+        told: Box::new(|_| ()),
+    }
+}
+
 impl World {
     fn new(path: &Path) -> Arc<Self> {
         Arc::new(Self {
@@ -124,6 +134,7 @@ impl World {
             revive: Arc::new(Numbers),
             ttl: 1e6,
             max_keys: 1000,
+            keep: keep(),
         };
         self.durable.open(self, opening).expect("a journal");
         self.bus.open(1);

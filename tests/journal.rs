@@ -10,7 +10,8 @@ use ironbus::engine::dead_letters::{
     DeadEvent, DeadLetter, DeadLetters, Limits, MemoryDeadLetters,
 };
 use ironbus::engine::journal::{
-    Event, EventFilter, JournalError, Range, Statement, StragglerState, Unit, Value,
+    Event, EventFilter, JournalError, Keeping, Range, Statement, StragglerState, Unit, Upkeep,
+    Value,
 };
 use ironbus::engine::priority::Priority::{self, Critical, High, Low, Normal};
 use ironbus::engine::store::Durability;
@@ -434,8 +435,8 @@ fn retention_lets_go_of_what_is_old_and_nobody_needs() {
             let mut gone = 0;
             loop {
                 let now = bus.journal.retain(NOW + before, 2).expect("written");
-                gone += now;
-                if now == 0 {
+                gone += now.events;
+                if now.again == Some(0) {
                     return gone;
                 }
             }
@@ -471,6 +472,96 @@ fn retention_lets_go_of_what_is_old_and_nobody_needs() {
         let (next, _) = bus.publish(Normal, "t");
         bus.flush();
         assert_eq!(late.drain(Normal), [next]);
+    });
+}
+
+#[test]
+fn upkeep_bounds_what_is_kept_in_portions_and_looks_again_at_what_was_needed() {
+    each(|bus, _| {
+        let lane = bus.subscribe("bill", "t");
+        for n in 0..20 {
+            let event = Event {
+                accepted: NOW + f64::from(n),
+                ..event(0, Normal, "t")
+            };
+            bus.publish_event(event, Durability::Os);
+        }
+        bus.flush();
+        for sequence in 1..=20 {
+            assert_eq!(lane.next(Normal), Some(sequence));
+            match sequence % 2 {
+                0 => lane.subscription.settle(Normal, sequence),
+                _ => lane
+                    .subscription
+                    .defer(Normal, sequence, 1, None, StragglerState::Retry),
+            }
+        }
+        for level in [Critical, High, Low] {
+            assert_eq!(lane.next(level), None);
+        }
+        bus.flush();
+        *lock(&bus.desk.now) = NOW + 100.0;
+        let keeping = Keeping {
+            retention: Some(85.5),
+            portion: 3,
+            ..Keeping::default()
+        };
+        let upkeep = |keeping: &Keeping| bus.journal.upkeep(keeping, &|| true).expect("written");
+        let stopped = bus.journal.upkeep(&keeping, &|| false);
+        assert_eq!(stopped.expect("written").events, 0);
+        assert_eq!(upkeep(&keeping).events, 7, "those accepted until 14.5");
+        let left: Vec<u64> = (1..=20).filter(|n| n % 2 == 1 || *n > 15).collect();
+        assert_eq!(sequences(&everything(bus)), left);
+        assert_eq!(upkeep(&keeping).events, 0);
+        // From the middle of those that were needed, and then the rest.
+        for sequence in [3, 9, 11] {
+            lane.subscription.settle(Normal, sequence);
+        }
+        bus.flush();
+        assert_eq!(upkeep(&keeping).events, 3);
+        let keeping = Keeping {
+            retention: Some(0.0),
+            ..keeping
+        };
+        assert_eq!(upkeep(&keeping).events, 3);
+        for sequence in (1..=20).filter(|n| n % 2 == 1) {
+            lane.subscription.settle(Normal, sequence);
+        }
+        bus.flush();
+        assert_eq!(upkeep(&keeping).events, 7);
+        assert_eq!(everything(bus), []);
+        assert_eq!(upkeep(&Keeping::default()), Upkeep::default());
+    });
+}
+
+#[test]
+fn an_absent_subscription_holds_events_back_until_it_is_let_go_of() {
+    each(|bus, _| {
+        let lane = bus.subscribe("here", "t");
+        let gone = bus.subscribe("gone", "t");
+        bus.publish(Normal, "t").1.wait().expect("committed");
+        assert_eq!(lane.drain(Normal), [1]);
+        for level in [Critical, High, Low] {
+            assert_eq!(lane.next(level), None);
+        }
+        bus.leave(gone);
+        let keeping = Keeping {
+            retention: Some(1.0),
+            absent_ttl: Some(50.0),
+            ..Keeping::default()
+        };
+        let upkeep = || bus.journal.upkeep(&keeping, &|| true).expect("written");
+        *lock(&bus.desk.now) = NOW + 40.0;
+        assert_eq!(upkeep(), Upkeep::default());
+        *lock(&bus.desk.now) = NOW + 80.0;
+        let expected = Upkeep {
+            events: 1,
+            subscriptions: vec!["gone".into()],
+        };
+        assert_eq!(upkeep(), expected);
+        *lock(&bus.desk.now) = NOW + 1000.0;
+        assert_eq!(upkeep(), Upkeep::default(), "who is here stays");
+        assert_eq!(bus.journal.subscriptions().expect("readable").len(), 1);
     });
 }
 

@@ -5,13 +5,13 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import GenericAlias
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, final, type_check_only
 
 from typing_extensions import TypeVar, disjoint_base
 
 from ironbus._breaker import CircuitBreakerConfig, CircuitState
+from ironbus._durable import JournalSettings
 from ironbus._retry import RetryPolicy
 from ironbus._waiting import Settlement
 from ironbus.dead_letters import DeadLetter
@@ -105,8 +105,7 @@ class Bus:
         dead_letters: DeadLetterStore,
         writer: Callable[[Callable[[], object]], object] | None,
         window: float,
-        path: Path | None,
-        durability: str,
+        journal: JournalSettings | None,
     ) -> None: ...
     def _letter_box(self) -> LetterBox: ...
     def _make_lane(
@@ -159,6 +158,7 @@ class Bus:
     def _open_journal(self) -> None: ...
     def _close_journal(self) -> None: ...
     def _look_at_journal(self) -> None: ...
+    def _keep_journal(self) -> None: ...
     def _absent(self) -> list[str]: ...
     def _forget_subscription(self, name: str) -> None: ...
     @property

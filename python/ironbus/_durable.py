@@ -8,8 +8,9 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+from ironbus._settings import check_choice, check_seconds
 from ironbus.errors import InvalidOption, PayloadNotEncodable
 
 #: What an event survives once it is accepted; see :attr:`Receipt.durability`.
@@ -59,6 +60,47 @@ def check_path(path: object) -> Path | None:
     if not isinstance(path, (str, os.PathLike)) or isinstance(path, bytes) or not os.fspath(path):
         raise InvalidOption('path must be the path of a file, for example "orders.bus", or None', "path")
     return Path(path).absolute()
+
+
+class JournalSettings(TypedDict):
+    """What a bus with a path is told of its journal."""
+
+    path: Path
+    durability: str
+    retention: float | None
+    absent_ttl: float | None
+
+
+#: Seconds for which events are kept, and for which a subscription may be away.
+RETENTION, ABSENT_TTL = 7 * 86_400.0, 30 * 86_400.0
+
+
+def journal_settings(
+    path: object, durability: str | None, retention: float | None, absent_ttl: float | None
+) -> JournalSettings | None:
+    """What was set, with defaults; None without a path, which all the others need."""
+    checked = check_path(path)
+    if durability is not None:
+        check_choice(durability, ("os", "fsync"), "durability")
+    for name, value in (("retention", retention), ("absent_ttl", absent_ttl)):
+        if value is not None:
+            check_seconds(value, name)
+    if checked is None:
+        given = (
+            ("durability", durability is not None),
+            ("retention", retention != RETENTION),
+            ("absent_ttl", absent_ttl != ABSENT_TTL),
+        )
+        for name, is_given in given:
+            if is_given:
+                raise InvalidOption(f'{name} needs a path, for example EventBus(path="orders.bus")', name)
+        return None
+    return {
+        "path": checked,
+        "durability": durability or "fsync",
+        "retention": None if retention is None else float(retention),
+        "absent_ttl": None if absent_ttl is None else float(absent_ttl),
+    }
 
 
 def check_overflow(overflow: str | None, path: Path | None) -> None:

@@ -123,6 +123,10 @@ def _journal(look: _Look) -> Iterator[HealthReason]:
         return
     if journal["read_only"]:
         yield HealthReason("journal_read_only", "failing", 1, 1)
+    if journal["checkpoint_failed"]:
+        yield HealthReason("journal_checkpoint", "degraded", 1, 1)
+    if journal["upkeep_failed"]:
+        yield HealthReason("journal_upkeep", "degraded", 1, 1)
     if thresholds.journal_size is not None and journal["size"] >= thresholds.journal_size:
         yield HealthReason("journal_size", "degraded", journal["size"], thresholds.journal_size)
     limit = thresholds.subscription_absent

@@ -53,6 +53,20 @@ def unreadable(subscription: str, reason: str) -> None:
     logger.error("subscription %s cannot be given what is in the journal: %s", subscription, reason)
 
 
+def subscription_expired(subscription: str) -> None:
+    """A subscription that nobody has had for ``absent_ttl`` seconds is let go of, with all that it had still to do."""
+    logger.warning(
+        "subscription %s has been absent for absent_ttl: the journal has let go of it, and of what it had to do",
+        subscription,
+        extra={"subscription": subscription},
+    )
+
+
+def upkeep_failed(reason: str) -> None:
+    """Old events stay in the journal. It is tried again; said once until it succeeds."""
+    logger.error("the journal could not let go of old events, and tries again: %s", reason)
+
+
 def dead_letter_unchanged(subscription: str, sequence: int, letter_id: str, reason: str) -> None:
     """A dead letter was delivered again, and its queue could not be told how that went."""
     logger.error(

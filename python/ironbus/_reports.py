@@ -11,6 +11,7 @@ from ironbus.priority import EventPriority
 from ironbus.report import DeadLetterMetrics, LaneLedger, Latency, Ledger, Metrics, SubscriptionStatistics
 
 if TYPE_CHECKING:
+    from ironbus._durable import JournalSettings
     from ironbus._history import Since
     from ironbus._idempotency import Idempotency
     from ironbus.dead_letters import DeadLetters
@@ -56,9 +57,12 @@ def settings(settings: dict[str, Any]) -> dict[str, Any]:
     """What was set, as plain values."""
     idempotency: Idempotency = settings["idempotency"]
     letters: DeadLetters = settings["dead_letters"]
+    journal: JournalSettings | None = settings["journal"]
     return {
-        "path": settings["path"],
-        "durability": settings["durability"],
+        "path": None if journal is None else os.fspath(journal["path"]),
+        "durability": "memory" if journal is None else journal["durability"],
+        "retention": None if journal is None else journal["retention"],
+        "absent_ttl": None if journal is None else journal["absent_ttl"],
         "max_queue_size": settings["max_queue_size"],
         "overflow": settings["overflow"],
         "context": settings["context"],

@@ -87,7 +87,10 @@ class EventBus(KeptEvents, _core.Bus):
     ``path``: a file, made where there is none (private, mode 0600), in which events are kept until every
     subscription is through with them: its journal, which one bus at a time owns. It is opened by ``start()``, or the
     first publish, and closed by ``stop()``. ``durability``: what an accepted event survives, "fsync" (default) a
-    loss of power, "os" a kill of the process.
+    loss of power, "os" a kill of the process. ``retention``: seconds for which an event is kept at least, for replay
+    (default: 7 days; not less than the ``ttl`` of the idempotency keys); it goes later if a subscription, a retry or
+    a dead letter needs it. None: all are kept. ``absent_ttl``: seconds after which a subscription that nobody has
+    is let go of, with what it had still to do (default: 30 days; None: never).
 
     ``log_dir``: a folder for an event log (default: ``IRONBUS_LOG_DIR``, else none).
     ``max_queue_size``: events queued per subscription and priority, and events kept
@@ -109,6 +112,8 @@ class EventBus(KeptEvents, _core.Bus):
         *,
         path: str | os.PathLike[str] | None = None,
         durability: Literal["os", "fsync"] | None = None,
+        retention: float | None = _durable.RETENTION,
+        absent_ttl: float | None = _durable.ABSENT_TTL,
         max_queue_size: int = 100_000,
         overflow: Overflow | None = None,
         idempotency: Literal["key", "content"] | Idempotency = "key",
@@ -119,10 +124,8 @@ class EventBus(KeptEvents, _core.Bus):
         dead_letters: DeadLetters | None = None,
         health: HealthThresholds | None = None,
     ) -> None:
-        self._path = _durable.check_path(path)
-        check_choice(durability, ("os", "fsync"), "durability")
-        if self._path is None and durability is not None:
-            raise InvalidOption('durability needs a path, for example EventBus(path="orders.bus")', "durability")
+        journal = _durable.journal_settings(path, durability, retention, absent_ttl)
+        self._path = None if journal is None else journal["path"]
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")
         check_choice(overflow, OVERFLOWS, "overflow")
@@ -144,8 +147,7 @@ class EventBus(KeptEvents, _core.Bus):
         thresholds = health or HealthThresholds()
         overflow = overflow or ("block" if self._path is None else "spill")
         self._settings: dict[str, Any] = {
-            "path": None if self._path is None else os.fspath(self._path),
-            "durability": "memory" if self._path is None else durability or "fsync",
+            "journal": journal,
             "max_queue_size": max_queue_size,
             "overflow": overflow,
             "idempotency": idempotency,
@@ -173,8 +175,7 @@ class EventBus(KeptEvents, _core.Bus):
             dead_letters=store,
             writer=worker.hand if in_file else None,
             window=float(thresholds.window),
-            path=self._path,
-            durability=self._settings["durability"],
+            journal=journal,
         )
         self._dead_letters = BusDeadLetters(self._letter_box(), worker, in_file)
         self._letter_watch = Watch(worker if in_file else None)

@@ -1,7 +1,6 @@
 //! The native half of `EventBus`: subscriptions, start and stop, reports. The Python
 //! class above it gives names and defaults, and decides nothing per event.
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use pyo3::PyTraverseError;
@@ -16,7 +15,7 @@ use super::clock::Clock;
 use super::core::{Core, Settings};
 use super::current;
 use super::dead_letters::DeadLetterStore;
-use super::durable::{self, Journaled};
+use super::durable::{self, JournalSettings};
 use super::errors::Error;
 use super::lane::LaneHandle;
 use super::letters::{LetterBox, LetterSink};
@@ -102,7 +101,7 @@ impl Bus {
     }
 
     /// Sets the bus up. All values are checked by the caller.
-    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random, dead_letters, writer, window, path, durability))]
+    #[pyo3(signature = (*, max_queue_size, overflow, by_content, ttl, max_keys, publisher_context, workers, clock, random, dead_letters, writer, window, journal))]
     #[allow(clippy::too_many_arguments)]
     fn _configure(
         &self,
@@ -119,8 +118,7 @@ impl Bus {
         dead_letters: &Bound<'_, DeadLetterStore>,
         writer: Option<Py<PyAny>>,
         window: f64,
-        path: Option<PathBuf>,
-        durability: &str,
+        journal: Option<JournalSettings>,
     ) -> PyResult<()> {
         let settings = Settings {
             max_queue_size,
@@ -134,9 +132,8 @@ impl Bus {
         let clock = Arc::new(Clock::new(clock));
         let store = dead_letters.get().store().clone();
         let sink = LetterSink::new(store, clock.clone(), writer, nanos(window));
-        let level = durable::durability(durability).unwrap_or_default();
         let limits = *sink.limits();
-        let journaled = path.map(|path| Journaled::new(path, level, limits));
+        let journaled = journal.map(|journal| journal.journaled(limits, ttl));
         let core = Core::new(settings, clock, random, sink, journaled);
         self.core
             .set(core)
@@ -370,6 +367,13 @@ impl Bus {
         let core = Self::core_of(slf.as_any())?;
         let journaled = core.journaled.as_ref();
         journaled.map_or(Ok(()), |journaled| journaled.look(slf.py()))
+    }
+
+    /// Lets go of what the journal need not keep, if it is open. Blocks.
+    fn _keep_journal(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let core = Self::core_of(slf.as_any())?;
+        let journaled = core.journaled.as_ref();
+        journaled.map_or(Ok(()), |journaled| journaled.keep(slf.py()))
     }
 
     /// The subscriptions in the journal that nobody here has.

@@ -225,6 +225,15 @@ impl Bus {
         lane
     }
 
+    /// Ends a subscription as the end of its process does.
+    pub fn leave(&self, lane: Arc<Lane>) {
+        lock(&self.desk.lanes).retain(|it| !Arc::ptr_eq(it, &lane));
+        let subscription = Arc::downgrade(&lane.subscription);
+        drop(lane);
+        self.flush();
+        assert!(subscription.upgrade().is_none());
+    }
+
     pub fn flush(&self) {
         self.journal.flush(Durability::Os).expect("flushed");
     }

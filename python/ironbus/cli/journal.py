@@ -61,6 +61,7 @@ def status(file: File, as_json: AsJson = False) -> None:
         f"{found['events']:,} events"
         + (f", {found['first_sequence']:,} to {found['last_sequence']:,}" if found["events"] else "")
         + (f", the last one at {moments.shown(found['last_accepted'])} UTC" if found["events"] else "")
+        + (f"; old ones up to {found['deleted_through']:,} are gone" if found["deleted_through"] else "")
         + f"; {found['dead_letters']:,} dead letters"
     )
     out.print(

@@ -7,6 +7,7 @@
 //! attached to their subscriptions in the journal; opened again, it says what each has still to
 //! do, and what waits in a lane from before is let in anew.
 
+mod keeper;
 mod members;
 mod publication;
 mod refill;
@@ -19,6 +20,7 @@ use std::thread::JoinHandle;
 
 use hashbrown::HashMap;
 
+use self::keeper::Keeper;
 use self::members::Members;
 use self::refill::Refiller;
 use super::bus::Bus;
@@ -33,6 +35,7 @@ use super::settlement::Envelope;
 use super::store::{Durability, Problem, WallSeconds};
 use super::sync::{Mutex, Shared, lock};
 
+pub use self::keeper::{Keep, Kept};
 pub use self::members::Since;
 pub use self::publication::{Fate, Publication};
 pub use self::window::Window;
@@ -99,6 +102,8 @@ pub struct Opening<O: Ops> {
     pub ttl: WallSeconds,
     /// How many are kept.
     pub max_keys: usize,
+    /// What else is kept.
+    pub keep: Keep,
 }
 
 struct Open<O: Ops> {
@@ -133,6 +138,7 @@ pub struct Durable<O: Ops> {
     crowd: Mutex<Vec<O::Waker>>,
     refiller: Arc<Refiller<O>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    keeper: Mutex<Option<Keeper>>,
 }
 
 impl<O: Ops> Durable<O> {
@@ -148,6 +154,7 @@ impl<O: Ops> Durable<O> {
             crowd: Mutex::new(Vec::new()),
             refiller: Arc::default(),
             thread: Mutex::new(None),
+            keeper: Mutex::new(None),
         }
     }
 
@@ -186,6 +193,7 @@ impl<O: Ops> Durable<O> {
             revive,
             ttl,
             max_keys,
+            keep,
         } = opening();
         let journal = Arc::new(Journal::open(&self.path, options, observer)?);
         let opened_at = journal.sequence();
@@ -223,6 +231,14 @@ impl<O: Ops> Durable<O> {
         let thread = self.start_refiller(bus, &open);
         let problem = |error| JournalError::Store(Problem::from(error).at(&self.path));
         *lock(&self.thread) = Some(thread.map_err(problem)?);
+        let durable = Arc::downgrade(self);
+        let gone = move |names: &[String]| {
+            if let Some(durable) = Weak::upgrade(&durable) {
+                lock(&durable.names).retain(|known| !names.contains(known));
+            }
+        };
+        let keeper = Keeper::start(keep, open.journal.clone(), gone);
+        *lock(&self.keeper) = Some(keeper.map_err(problem)?);
         *lock(&self.open) = Some(open);
         wake_all(joined);
         Ok(())
@@ -259,9 +275,18 @@ impl<O: Ops> Durable<O> {
         }
     }
 
+    /// Lets go of what the journal need not keep, as is done now and then anyway. Waits for the disk.
+    pub fn upkeep(&self) -> Kept {
+        let keeper = lock(&self.keeper).as_ref().map(|it| it.charge.clone());
+        keeper.map_or(Err(JournalError::Closed), |charge| charge.round())
+    }
+
     /// Writes what there is, and closes the journal. Waits for the disk.
     pub fn close(&self) -> Result<(), JournalError> {
         let members = lock(&self.changing);
+        if let Some(keeper) = lock(&self.keeper).take() {
+            keeper.end();
+        }
         self.refiller.end();
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
@@ -284,6 +309,7 @@ impl<O: Ops> Durable<O> {
     pub fn forked(&self) {
         std::mem::forget(lock(&self.open).take());
         std::mem::forget(lock(&self.thread).take());
+        std::mem::forget(lock(&self.keeper).take());
         std::mem::forget(std::mem::take(&mut *lock(&self.uncommitted)));
         let members = lock(&self.changing);
         members.windows().for_each(|window| window.abandon());

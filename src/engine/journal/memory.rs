@@ -11,7 +11,7 @@ use super::error::JournalError;
 use super::event::{Event, KeyDigest};
 use super::storage::{
     Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,
-    Scan, Storage, Straggler, SubscriptionId, SubscriptionRow, Unit,
+    Retained, Scan, Storage, Straggler, SubscriptionId, SubscriptionRow, Unit,
 };
 use crate::engine::dead_letters::{DeadLetterError, DeadLetters, MemoryDeadLetters};
 use crate::engine::priority::Priority;
@@ -309,7 +309,23 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
-    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<usize, StoreError> {
+    fn expire(
+        &mut self,
+        here: &[SubscriptionId],
+        since: WallSeconds,
+    ) -> Result<Vec<String>, StoreError> {
+        let gone: Vec<_> = {
+            let tables = lock(&self.tables);
+            let rows = tables.subscriptions.values();
+            rows.filter(|row| row.seen < since && !here.contains(&row.id))
+                .map(|row| (row.id, row.name.clone()))
+                .collect()
+        };
+        gone.iter().try_for_each(|(id, _)| self.forget(*id))?;
+        Ok(gone.into_iter().map(|(_, name)| name).collect())
+    }
+
+    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<Retained, StoreError> {
         let letters = self.letters.page(&Default::default(), 0, usize::MAX);
         let letters: BTreeSet<u64> = letters
             .map_err(|_| Problem::Corrupt.at("memory".as_ref()))?
@@ -321,26 +337,39 @@ impl Storage for MemoryStorage {
             let through = settled
                 .unwrap_or(u64::MAX)
                 .min(tables.position_at(horizon.accepted_before));
+            let forward = through > head.deleted_through;
+            let (after, through) = match forward {
+                true => (head.deleted_through, through),
+                false => (horizon.again, head.deleted_through),
+            };
             let needed: BTreeSet<u64> = tables.stragglers.keys().map(|key| key.2).collect();
-            let needless: Vec<u64> = tables
-                .events
-                .range(..=through)
-                .map(|(sequence, _)| *sequence)
-                .filter(|sequence| !needed.contains(sequence) && !letters.contains(sequence))
-                .take(horizon.limit)
-                .collect();
+            let range = (
+                Bound::Excluded(after),
+                Bound::Included(through.max(after + 1)),
+            );
+            let looked = tables.events.range(range).map(|(sequence, _)| *sequence);
+            let looked = looked.take_while(|sequence| *sequence <= through);
+            let looked: Vec<u64> = looked.take(horizon.limit).collect();
+            let reached = match looked.last() {
+                Some(&last) if looked.len() == horizon.limit => last,
+                _ => through,
+            };
+            let needless =
+                |sequence: &u64| !needed.contains(sequence) && !letters.contains(sequence);
+            let needless: Vec<u64> = looked.into_iter().filter(needless).collect();
             for sequence in &needless {
                 let event = tables.remove(*sequence);
                 undo.push(Box::new(move |tables| {
                     event.into_iter().for_each(|event| tables.insert(event));
                 }));
             }
-            let reached = match needless.last() {
-                Some(&last) if needless.len() == horizon.limit => last,
-                _ => through,
-            };
-            head.deleted_through = head.deleted_through.max(reached);
-            needless.len()
+            if forward {
+                head.deleted_through = reached;
+            }
+            Retained {
+                events: needless.len(),
+                again: (!forward).then_some(if reached < through { reached } else { 0 }),
+            }
         }))
     }
 

@@ -40,6 +40,7 @@ mod queue;
 mod sqlite;
 mod storage;
 mod subscription;
+mod upkeep;
 mod writer;
 
 use std::path::PathBuf;
@@ -62,10 +63,11 @@ pub use self::sqlite::{Level, Standing, Status, status};
 pub use self::sqlite::{SqliteOptions, SqliteReader, SqliteStorage};
 pub use self::storage::{
     Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,
-    Scan, Statement, Storage, Straggler, StragglerState, SubscriptionId, SubscriptionRow, Unit,
-    Value,
+    Retained, Scan, Statement, Storage, Straggler, StragglerState, SubscriptionId, SubscriptionRow,
+    Unit, Value,
 };
 pub use self::subscription::{Place, Refill, Subscription};
+pub use self::upkeep::{Keeping, Upkeep};
 
 use rusqlite::Connection;
 
@@ -117,6 +119,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
     /// Has damage noted and moved aside. Whoever met it reports it as well, so that nothing is
     /// lost where nothing can be written any more.
     fn report(&self, damage: Damage) {
@@ -186,6 +192,8 @@ pub struct Journal {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
     head: Head,
+    /// Where upkeep looks on whether kept events are needed still.
+    again: Arc<Mutex<u64>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Of a journal in a file. Let go of when the writer has ended.
     held: Mutex<Option<file::Held>>,
@@ -256,6 +264,7 @@ impl Journal {
             shared,
             registry,
             head: found,
+            again: Arc::default(),
             writer: Mutex::new(Some(thread)),
             held: Mutex::default(),
         })
@@ -273,7 +282,7 @@ impl Journal {
 
     /// The last event that was committed.
     pub fn committed(&self) -> u64 {
-        self.shared.committed.load(Ordering::Acquire)
+        self.shared.committed()
     }
 
     /// How many events may be appended now. Only the gate appends, so it stays true until it does.
@@ -381,64 +390,6 @@ impl Journal {
         self.shared.read(|reader| reader.counts())
     }
 
-    /// Lets go of a subscription that nobody in this process has, with its backlog. Waits for the
-    /// disk.
-    pub fn forget(&self, name: &str) -> Result<(), JournalError> {
-        let registered = lock(&self.registry)
-            .iter()
-            .filter_map(Weak::upgrade)
-            .any(|known| known.name() == name);
-        if registered {
-            return Err(JournalError::Registered { name: name.into() });
-        }
-        let known = self.shared.read(|reader| reader.subscriptions())?;
-        let Some((row, _)) = known.into_iter().find(|(row, _)| row.name == name) else {
-            return Err(JournalError::NoSubscription { name: name.into() });
-        };
-        self.run(Durability::Fsync, move |storage, _| storage.forget(row.id))
-    }
-
-    /// The subscriptions that nobody in this process has. Waits for the disk.
-    pub fn absent(&self) -> Result<Vec<SubscriptionRow>, JournalError> {
-        let known = self.shared.read(|reader| reader.subscriptions())?;
-        // Whoever comes meanwhile is here.
-        let here = here(&self.registry);
-        let rows = known.into_iter().map(|(row, _)| row);
-        Ok(rows.filter(|row| !here.contains(&row.id)).collect())
-    }
-
-    /// Lets go of the subscriptions that have not been there since a time, with their backlogs; their
-    /// names. Waits for the disk.
-    pub fn forget_absent(&self, since: WallSeconds) -> Result<Vec<String>, JournalError> {
-        let mut absent = self.absent()?;
-        absent.retain(|row| row.seen < since);
-        let ids: Vec<SubscriptionId> = absent.iter().map(|row| row.id).collect();
-        if !ids.is_empty() {
-            self.run(Durability::Fsync, move |storage, _| {
-                ids.iter().try_for_each(|id| storage.forget(*id))
-            })?;
-        }
-        Ok(absent.into_iter().map(|row| row.name).collect())
-    }
-
-    /// To be called now and then: lets go of up to `limit` events that were accepted before a time
-    /// and that nobody needs, how many; and notes who is here. Waits for the disk.
-    pub fn retain(
-        &self,
-        accepted_before: WallSeconds,
-        limit: usize,
-    ) -> Result<usize, JournalError> {
-        let horizon = Horizon {
-            accepted_before,
-            limit,
-        };
-        let (here, now) = (here(&self.registry), (self.shared.clock)());
-        self.run(Durability::Os, move |storage, head| {
-            storage.see(&here, now)?;
-            storage.retain(horizon, head)
-        })
-    }
-
     /// Writes all that is here, settlements too, and waits for it.
     pub fn flush(&self, durability: Durability) -> Result<(), JournalError> {
         self.run(durability, |_, _| Ok(()))
@@ -498,11 +449,11 @@ impl Journal {
     }
 }
 
-/// The subscriptions of this process.
-fn here(registry: &Registry) -> Vec<SubscriptionId> {
-    let registry = lock(registry);
-    let here = registry.iter().filter_map(Weak::upgrade);
-    here.map(|subscription| subscription.id()).collect()
+/// Who is caught up need not look at what was committed so far, and offered to the lanes.
+fn advance(registry: &Registry, through: u64) {
+    for subscription in lock(registry).iter().filter_map(Weak::upgrade) {
+        subscription.advance(through);
+    }
 }
 
 impl Drop for Journal {

@@ -187,8 +187,19 @@ pub enum Damage {
 pub struct Horizon {
     /// Events that were accepted before.
     pub accepted_before: WallSeconds,
-    /// At most so many in one commit.
+    /// Looking at so many in one commit at most.
     pub limit: usize,
+    /// Behind this one, what was needed is looked at again once all that has become old is gone.
+    pub again: u64,
+}
+
+/// What retention has let go of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// So many events.
+    pub events: usize,
+    /// Where the second look goes on, if it was its turn; 0: it has come to its end.
+    pub again: Option<u64>,
 }
 
 /// Keeps the journal. One caller; everything happens between `begin` and `commit`.
@@ -232,8 +243,15 @@ pub trait Storage: Send {
     -> Result<(), StoreError>;
     /// Lets go of a subscription and its stragglers.
     fn forget(&mut self, subscription: SubscriptionId) -> Result<(), StoreError>;
-    /// Lets go of old events that nobody needs; how many. The head says up to which.
-    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<usize, StoreError>;
+    /// Lets go of the subscriptions that are not of these and were not seen since a time; their
+    /// names.
+    fn expire(
+        &mut self,
+        here: &[SubscriptionId],
+        since: WallSeconds,
+    ) -> Result<Vec<String>, StoreError>;
+    /// Lets go of old events that nobody needs. The head says up to which.
+    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<Retained, StoreError>;
     /// Moves a damaged event aside, or notes that some are lost.
     fn quarantine(&mut self, damage: Damage, now: WallSeconds) -> Result<(), StoreError>;
 

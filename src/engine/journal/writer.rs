@@ -1,14 +1,15 @@
 //! The one thread that writes. It takes what has come, writes it as one commit, and tells
 //! everybody; then it takes what has come meanwhile.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 
 use super::error::JournalError;
 use super::faults::Faults;
 use super::queue::{Batch, Op, PendingUnit};
 use super::storage::{Change, CommitError, CursorRow, Head, Storage};
 use super::subscription::Subscription;
+use super::upkeep::here;
 use super::{Commit, Observer, Registry, Shared};
 use crate::engine::store::{Durability, StoreError};
 use crate::engine::sync::lock;
@@ -69,7 +70,7 @@ impl Writer {
     fn end(&mut self) -> Result<(), StoreError> {
         self.head.reserved = self.shared.queue.sequence();
         self.head.closed = true;
-        let here = super::here(&self.registry);
+        let here = here(&self.registry);
         self.storage.begin(Durability::Fsync)?;
         self.storage.see(&here, (self.shared.clock)())?;
         self.storage.write_head(&self.head)?;
@@ -250,12 +251,8 @@ impl Writer {
         *lock(&self.shared.checkpoint_error) = done.err();
     }
 
-    /// Who is caught up need not look at what was committed so far.
     fn advance(&self) {
-        let through = self.head.last();
-        for subscription in lock(&self.registry).iter().filter_map(Weak::upgrade) {
-            subscription.advance(through);
-        }
+        super::advance(&self.registry, self.head.last());
     }
 
     fn step(&self, name: &'static str) -> Result<(), StoreError> {

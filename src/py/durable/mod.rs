@@ -3,6 +3,7 @@
 
 mod course;
 mod encode;
+mod keep;
 mod revive;
 mod seen;
 
@@ -12,6 +13,7 @@ use std::sync::{Arc, Weak};
 
 use pyo3::prelude::*;
 
+use self::keep::keep;
 use self::revive::Reviver;
 use self::seen::Seen;
 use super::clock::{Clock, monotonic_ns, wall_at};
@@ -22,11 +24,13 @@ use super::process;
 use crate::engine::dead_letters::Limits;
 use crate::engine::durable::{Durable, Opening};
 use crate::engine::journal::{
-    Bounds, Commit, Faults, FileOptions, JournalError, JournalOptions, Observer, SqliteOptions,
+    Bounds, Commit, Faults, FileOptions, JournalError, JournalOptions, Keeping, Observer,
+    SqliteOptions,
 };
 use crate::engine::store::Durability;
 
 pub use self::course::Course;
+pub use self::keep::JournalSettings;
 
 /// After so many pages of log, 4 KiB each, they are brought into the file.
 const CHECKPOINT_PAGES: u32 = 4096;
@@ -38,19 +42,23 @@ pub struct Journaled {
     /// How durable a publish is that says nothing else.
     pub level: Durability,
     letters: Limits,
+    keeping: Keeping,
     seen: Seen,
+    kept: Arc<keep::Told>,
     /// The process that opened it.
     generation: AtomicU32,
 }
 
 impl Journaled {
     /// In this file, which is not touched yet.
-    pub fn new(path: PathBuf, level: Durability, letters: Limits) -> Self {
+    pub fn new(path: PathBuf, level: Durability, letters: Limits, keeping: Keeping) -> Self {
         Self {
             engine: Arc::new(Durable::new(path)),
             level,
             letters,
+            keeping,
             seen: Seen::default(),
+            kept: Arc::default(),
             generation: AtomicU32::new(0),
         }
     }
@@ -76,6 +84,7 @@ impl Journaled {
             revive: Arc::new(Reviver::new(core.clock.clone())),
             ttl: core.settings.ttl as f64 / 1e9,
             max_keys: core.settings.max_keys,
+            keep: keep(self.keeping, self.kept.clone()),
         };
         self.generation
             .store(process::generation(), Ordering::Relaxed);

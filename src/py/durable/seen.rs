@@ -65,6 +65,7 @@ impl Journaled {
             .collect();
         report.set_item("absent", absent)?;
         report.set_item("size", size)?;
+        self.report_kept(&report)?;
         Ok(Some(report))
     }
 }

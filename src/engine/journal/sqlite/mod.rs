@@ -20,8 +20,8 @@ use rusqlite::{Connection, Statement, params};
 use super::error::JournalError;
 use super::event::Event;
 use super::storage::{
-    Change, CommitError, CursorRow, Damage, Head, Horizon, Reader, Storage, SubscriptionId,
-    SubscriptionRow, Unit, Value,
+    Change, CommitError, CursorRow, Damage, Head, Horizon, Reader, Retained, Storage,
+    SubscriptionId, SubscriptionRow, Unit, Value,
 };
 use crate::engine::dead_letters::table::{self, Outcome};
 use crate::engine::dead_letters::{DeadLetterError, Limits};
@@ -42,7 +42,8 @@ pub(super) const SCHEMA: Schema = Schema {
     id: store::JOURNAL,
     steps: &[concat!(
         include_str!("schema.sql"),
-        include_str!("../../dead_letters/schema.sql")
+        include_str!("../../dead_letters/schema.sql"),
+        "CREATE INDEX dead_letter_by_sequence ON dead_letter (sequence) WHERE sequence IS NOT NULL;"
     )],
 };
 
@@ -341,7 +342,15 @@ impl Storage for SqliteStorage {
         self.at(|storage| upkeep::forget(&storage.connection, subscription))
     }
 
-    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<usize, StoreError> {
+    fn expire(
+        &mut self,
+        here: &[SubscriptionId],
+        since: WallSeconds,
+    ) -> Result<Vec<String>, StoreError> {
+        self.at(|storage| upkeep::expire(&storage.connection, here, since))
+    }
+
+    fn retain(&mut self, horizon: Horizon, head: &mut Head) -> Result<Retained, StoreError> {
         self.at(|storage| upkeep::retain(&storage.connection, horizon, head))
     }
 

@@ -3,7 +3,9 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::super::storage::{CursorRow, Damage, Head, Horizon, SubscriptionId, SubscriptionRow};
+use super::super::storage::{
+    CursorRow, Damage, Head, Horizon, Retained, SubscriptionId, SubscriptionRow,
+};
 use super::LEVELS;
 use super::rows::{self, EventRow};
 use crate::engine::store::{Problem, WallSeconds};
@@ -150,35 +152,97 @@ pub(super) fn forget(connection: &Connection, subscription: SubscriptionId) -> R
     Ok(())
 }
 
-/// Events below all cursors, older than the horizon, that no straggler and no dead letter needs.
+/// Lets go of those that are not here and were not seen since a time.
+pub(super) fn expire(
+    connection: &Connection,
+    here: &[SubscriptionId],
+    since: WallSeconds,
+) -> Result<Vec<String>, Problem> {
+    let mut gone = rows::read_subscriptions(connection, None)?;
+    gone.retain(|row| row.seen < since && !here.contains(&row.id));
+    for row in &gone {
+        forget(connection, row.id)?;
+    }
+    Ok(gone.into_iter().map(|row| row.name).collect())
+}
+
+/// Old events below all cursors that no straggler and no dead letter needs. What is needed now stays
+/// behind, and is looked at again in a second round: so both are walks of bounded steps, however
+/// much is kept.
 pub(super) fn retain(
     connection: &Connection,
     horizon: Horizon,
     head: &mut Head,
-) -> Result<usize, Problem> {
-    let settled: Option<i64> =
-        connection.query_row("SELECT min(position) FROM cursor", [], |row| row.get(0))?;
-    let old: i64 = position_at(connection, horizon.accepted_before)? as i64;
-    let through = settled.unwrap_or(i64::MAX).min(old);
-    let needless: Vec<i64> = connection
-        .prepare_cached(
-            "SELECT sequence FROM event WHERE sequence <= ?1 \
-             AND sequence NOT IN (SELECT sequence FROM straggler) \
-             AND sequence NOT IN (SELECT sequence FROM dead_letter WHERE sequence IS NOT NULL) \
-             ORDER BY sequence LIMIT ?2",
-        )?
-        .query_map(params![through, horizon.limit as i64], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    let mut delete = connection.prepare_cached("DELETE FROM event WHERE sequence = ?1")?;
-    for sequence in &needless {
-        delete.execute([sequence])?;
+) -> Result<Retained, Problem> {
+    let old = position_at(connection, horizon.accepted_before)?;
+    let through = old.min(settled(connection, head)?);
+    if through > head.deleted_through {
+        let (events, reached) = let_go(connection, head.deleted_through, through, horizon.limit)?;
+        head.deleted_through = reached;
+        return Ok(Retained {
+            events,
+            again: None,
+        });
     }
-    let reached = match needless.last() {
-        Some(&last) if needless.len() == horizon.limit => last,
-        _ => through,
-    };
-    head.deleted_through = head.deleted_through.max(reached.max(0) as u64);
-    Ok(needless.len())
+    let through = head.deleted_through;
+    let (events, reached) = let_go(connection, horizon.again, through, horizon.limit)?;
+    Ok(Retained {
+        events,
+        again: Some(if reached < through { reached } else { 0 }),
+    })
+}
+
+/// Every subscription has settled everything up to here, or it is a straggler. A cursor that is damaged
+/// is as good as none: nothing is known to be settled.
+fn settled(connection: &Connection, head: &Head) -> Result<u64, Problem> {
+    let listening = rows::read_subscriptions(connection, None)?.len();
+    let (mut places, mut lowest) = (0, u64::MAX);
+    let mut statement = connection.prepare_cached(rows::CURSORS)?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        match rows::read_cursor(row) {
+            Err(Problem::Corrupt) => {}
+            cursor => {
+                places += 1;
+                lowest = lowest.min(cursor?.position);
+            }
+        }
+    }
+    Ok(match places < listening * LEVELS.len() {
+        true => head.deleted_through,
+        false => lowest,
+    })
+}
+
+const NEEDED: &str = "EXISTS (SELECT 1 FROM subscription s JOIN straggler t ON t.subscription = s.id \
+     AND t.priority = event.priority AND t.sequence = event.sequence) \
+     OR EXISTS (SELECT 1 FROM dead_letter d WHERE d.sequence = event.sequence)";
+
+/// Looks at so many events behind one and up to another, and lets go of those that nobody needs: how
+/// many, and up to which it has looked.
+fn let_go(
+    connection: &Connection,
+    after: u64,
+    through: u64,
+    limit: usize,
+) -> Result<(usize, u64), Problem> {
+    let last: Option<i64> = connection
+        .prepare_cached(
+            "SELECT sequence FROM event WHERE sequence > ?1 AND sequence <= ?2 \
+             ORDER BY sequence LIMIT 1 OFFSET ?3",
+        )?
+        .query_row(
+            params![after as i64, through as i64, limit.saturating_sub(1) as i64],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let reached = last.map_or(through, |last| last as u64);
+    let gone = connection
+        .prepare_cached(&format!(
+            "DELETE FROM event WHERE sequence > ?1 AND sequence <= ?2 AND NOT ({NEEDED})"
+        ))?
+        .execute(params![after as i64, reached as i64])?;
+    Ok((gone, reached))
 }
 
 /// The last event that was accepted before a time. Acceptance never goes back along the numbers,
