@@ -30,7 +30,7 @@ loom() {
     for file in tests/loom_*.rs; do
         [ -e "$file" ] || continue
         name=$(basename "$file" .rs)
-        RUSTFLAGS="--cfg loom" cargo test --locked --release --target-dir "$target/loom" --test "$name"
+        RUSTFLAGS="--cfg loom" cargo test --locked --profile test-wheel --target-dir "$target/loom" --test "$name"
     done
 }
 
