@@ -476,6 +476,40 @@ fn retention_lets_go_of_what_is_old_and_nobody_needs() {
 }
 
 #[test]
+fn numbers_that_others_take_are_reserved_as_well() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let path = folder.path().join("x.bus");
+    let bus = Bus::open_with_block(&path, 8);
+    assert_eq!(bus.publish(Normal, "t").0, 1);
+    for taken in 2..=100 {
+        // As a dead letter does that is delivered again.
+        assert_eq!(bus.take_number(), taken);
+        bus.flush();
+        assert!(bus.journal.room() > 0);
+    }
+    let (next, ticket) = bus.publish(Normal, "t");
+    ticket.wait().expect("committed");
+    assert_eq!(next, 101);
+    assert_eq!(bus.take_number(), 102);
+    bus.journal.close().expect("in order");
+    drop(bus);
+    let bus = Bus::open(&path);
+    assert_eq!(bus.publish(Normal, "t").0, 103, "none is given again");
+}
+
+#[test]
+fn who_takes_more_numbers_than_there_are_is_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let bus = Bus::open_with_block(&folder.path().join("x.bus"), 8);
+    bus.publish(Normal, "t").1.wait().expect("committed");
+    // Faster than the disk, or while it fails: there is no room until some are reserved, and no error.
+    bus.journal.given(100);
+    while bus.journal.room() == 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn upkeep_bounds_what_is_kept_in_portions_and_looks_again_at_what_was_needed() {
     each(|bus, _| {
         let lane = bus.subscribe("bill", "t");

@@ -143,6 +143,23 @@ impl Bus {
         Ok(Self::over(journal, desk))
     }
 
+    /// Numbers are reserved in blocks of this size.
+    pub fn open_with_block(path: &Path, block: u64) -> Self {
+        let desk = Desk::new();
+        let mut options = file_options(&desk, Faults::default());
+        options.journal.bounds.block = block;
+        let journal = Journal::open(path, options, desk.clone()).expect("a journal");
+        Self::over(journal, desk)
+    }
+
+    /// A number for something else than an event.
+    pub fn take_number(&self) -> u64 {
+        let mut sequence = lock(&self.sequence);
+        *sequence += 1;
+        self.journal.given(*sequence);
+        *sequence
+    }
+
     pub fn over(journal: Journal, desk: Arc<Desk>) -> Self {
         let sequence = Mutex::new(journal.sequence());
         Self {

@@ -72,7 +72,7 @@ pub use self::upkeep::{Keeping, Upkeep};
 use rusqlite::Connection;
 
 use self::queue::{Queue, Task};
-use self::writer::{BLOCK, Writer};
+use self::writer::Writer;
 use super::store::{Durability, Problem, StoreError, WallSeconds};
 use super::sync::{Mutex, lock};
 
@@ -227,7 +227,7 @@ impl Journal {
         let found = head;
         head.reserved = head.reserved.max(head.last());
         let sequence = head.reserved;
-        head.reserved += BLOCK;
+        head.reserved += options.bounds.block;
         head.closed = false;
         storage.begin(Durability::Fsync)?;
         storage.settle(&settlements.0, &settlements.1)?;
@@ -288,6 +288,11 @@ impl Journal {
     /// How many events may be appended now. Only the gate appends, so it stays true until it does.
     pub fn room(&self) -> usize {
         self.shared.queue.room()
+    }
+
+    /// The gate has given a number to something else than an event of the journal. Does no I/O.
+    pub fn given(&self, sequence: u64) {
+        self.shared.queue.given(sequence);
     }
 
     /// Hands events in, numbered and in the order of their numbers: all or none. Does no I/O, so

@@ -56,6 +56,8 @@ pub(super) struct Batch {
     /// The first and the last number in it.
     pub(super) sequences: Option<(u64, u64)>,
     pub(super) accepted: WallSeconds,
+    /// The last number that was given without an event.
+    pub(super) given: Option<u64>,
     events: usize,
     bytes: usize,
 }
@@ -122,6 +124,8 @@ pub struct Bounds {
     pub max_event_bytes: usize,
     /// Settlements alone are written after so long, and with the next event if one comes before.
     pub settle_after: Duration,
+    /// Numbers are reserved in blocks of this size, the next one when half is used up.
+    pub block: u64,
 }
 
 impl Default for Bounds {
@@ -131,6 +135,7 @@ impl Default for Bounds {
             max_pending_bytes: 64 << 20,
             max_event_bytes: 256 << 20,
             settle_after: Duration::from_millis(5),
+            block: 1 << 20,
         }
     }
 }
@@ -190,7 +195,34 @@ impl Queue {
         if state.bytes >= self.bounds.max_pending_bytes {
             return 0;
         }
-        self.bounds.max_pending.saturating_sub(state.events)
+        let numbers = state.reserved.saturating_sub(state.sequence);
+        let numbers = usize::try_from(numbers).unwrap_or(usize::MAX);
+        numbers.min(self.bounds.max_pending.saturating_sub(state.events))
+    }
+
+    /// The gate has given this number to something else than an event. The next block is reserved in
+    /// time, as for events.
+    pub(super) fn given(&self, sequence: u64) {
+        let mut state = lock(&self.state);
+        state.sequence = state.sequence.max(sequence);
+        let left = state.reserved.saturating_sub(state.sequence);
+        if left >= self.bounds.block / 2 || state.closed || state.broken {
+            return;
+        }
+        let first = state.next.ops.is_empty();
+        let last = Some(state.sequence);
+        if std::mem::replace(&mut state.next.given, last).is_none() {
+            state.next.ops.push(Op::Task(None));
+        }
+        drop(state);
+        if first {
+            self.work.notify_one();
+        }
+    }
+
+    /// See [`Bounds::block`].
+    pub(super) fn block(&self) -> u64 {
+        self.bounds.block
     }
 
     pub(super) fn sequence(&self) -> u64 {

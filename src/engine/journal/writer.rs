@@ -14,9 +14,6 @@ use super::{Commit, Observer, Registry, Shared};
 use crate::engine::store::{Durability, StoreError};
 use crate::engine::sync::lock;
 
-/// Sequence numbers are reserved in blocks of this size, the next one when half is used up.
-pub(super) const BLOCK: u64 = 1 << 20;
-
 pub(super) struct Writer {
     pub(super) storage: Box<dyn Storage>,
     pub(super) head: Head,
@@ -129,10 +126,12 @@ impl Writer {
         settled: &mut Vec<super::Delivery>,
     ) -> Result<(), CommitError> {
         let now = (self.shared.clock)();
-        if let Some((_, last)) = batch.sequences
-            && head.reserved - last < BLOCK / 2
+        let block = self.shared.queue.block();
+        let last = batch.sequences.map(|(_, last)| last).max(batch.given);
+        if let Some(last) = last
+            && head.reserved.saturating_sub(last) < block / 2
         {
-            head.reserved += BLOCK;
+            head.reserved = head.reserved.max(last) + block;
             // A number that may be given is to be known to be, whatever happens.
             batch.durability = batch.durability.max(Some(Durability::Fsync));
         }

@@ -107,6 +107,10 @@ impl Redrive {
             self.sink.under_way.remove(&letter.id);
             return Ok(Err(Skipped::NoSubscription));
         };
+        let journaled = self.core.journaled.as_ref();
+        if let Some(journal) = journaled.and_then(|journaled| journaled.engine.journal()) {
+            journal.given(sequence);
+        }
         let way = Way::of(event.payload.type_.bind(py), route)?;
         Ok(Ok(Receipt::redelivered(event, way, sequence)))
     }
