@@ -187,6 +187,12 @@ impl Clock {
         Ok(self.epoch.get_or_init(|| wall - now) + now)
     }
 
+    /// Says what Unix time is where an injected clock is at 0: two that show the same then tell the same
+    /// of what one of them has written. False: it has told the time already.
+    pub fn set_epoch(&self, seconds: f64) -> bool {
+        self.epoch.set(seconds).is_ok()
+    }
+
     /// For the garbage collector, and to tell clocks apart.
     pub fn injected(&self) -> Option<&Py<PyAny>> {
         self.injected.as_ref()

@@ -94,6 +94,12 @@ impl Harness {
         Self::retime(py, &core)
     }
 
+    /// Says what Unix time is where the injected clock is at 0, which is the machine's otherwise: for
+    /// buses that come after each other on one file. False: the bus has told the time already.
+    fn set_epoch(&self, seconds: f64) -> PyResult<bool> {
+        Ok(self.core()?.clock.set_epoch(seconds))
+    }
+
     /// Whether somebody else than time moves the clock.
     fn is_driven(&self) -> PyResult<bool> {
         Ok(self.core()?.clock.is_driven())
