@@ -417,9 +417,10 @@ impl<O: Ops> Durable<O> {
                 told.push((key, publication));
             }
             let mut effects = Effects::default();
+            let mut entered = None;
             match &fate {
                 Ok(_) => {
-                    bus.gate.commit(&events, now, &mut effects);
+                    entered = Some(bus.gate.commit(&events, now, &mut effects));
                     self.refiller.reached(last);
                     let keys = told.iter().filter_map(|(key, _)| key.as_ref());
                     bus.with_keys(|seen| {
@@ -442,8 +443,15 @@ impl<O: Ops> Durable<O> {
                     });
                 }
             }
-            for (_, publication) in &told {
-                wakers.extend(publication.one_is_over(&fate));
+            for run in told.chunk_by(|(_, one), (_, next)| Arc::ptr_eq(one, next)) {
+                wakers.extend(run[0].1.are_over(run.len(), &fate));
+            }
+            wakers.append(&mut lock(&self.crowd));
+            // Publishers before the lanes, which have the events already: what is published next is
+            // written while these are handled.
+            O::Waker::wake_many(std::mem::take(&mut wakers));
+            if let Some(entered) = entered {
+                entered.signal();
             }
             bus.carry_out(effects, now);
             // Payloads' destructors are outside code: with no lock held.

@@ -51,10 +51,10 @@ impl<O: Ops> Publication<O> {
         Ok(())
     }
 
-    /// The fate of one of its events, which they share. Returns whom to wake.
-    pub(super) fn one_is_over(&self, fate: &Fate) -> Option<O::Waker> {
+    /// The fate of so many of its events, which all share. Returns whom to wake.
+    pub(super) fn are_over(&self, count: usize, fate: &Fate) -> Option<O::Waker> {
         let mut state = lock(&self.state);
-        state.left -= 1;
+        state.left -= count;
         if state.left > 0 {
             return None;
         }

@@ -42,6 +42,17 @@ pub enum Unnumbered<E> {
     Journal(E),
 }
 
+/// The routes of events that have just entered lanes.
+#[must_use = "idle lanes do not look by themselves"]
+pub struct Entered<O: Ops>(Vec<Arc<Route<O>>>);
+
+impl<O: Ops> Entered<O> {
+    /// Schedules the lanes that were idle. Called with no lock held.
+    pub fn signal(self) {
+        self.0.iter().for_each(signal);
+    }
+}
+
 /// What a durable lane was not given.
 pub(super) struct Spill<O: Ops> {
     /// Events that somebody may ask about, or that are at hand anyway.
@@ -148,8 +159,13 @@ impl<O: Ops> Gate<O> {
         Ok(first)
     }
 
-    /// Lets events in whose commit is flushed, in their order.
-    pub fn commit(&self, events: &[Committed<O>], now: Nanos, effects: &mut Effects<O>) {
+    /// Lets events in whose commit is flushed, in their order. Their lanes are yet to be told.
+    pub fn commit(
+        &self,
+        events: &[Committed<O>],
+        now: Nanos,
+        effects: &mut Effects<O>,
+    ) -> Entered<O> {
         let mut routes = Vec::new();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
@@ -175,8 +191,7 @@ impl<O: Ops> Gate<O> {
             }
         }
         self.notice_quiet(state, effects);
-        drop(guard);
-        routes.iter().for_each(signal);
+        Entered(routes)
     }
 
     /// The commit of so many events has failed; `unknown`: perhaps.
@@ -458,6 +473,9 @@ impl<O: Ops> State<O> {
                 }
             }
         }
-        routes.push(route);
+        // One entry for a run of events that go the same way.
+        if routes.last().is_none_or(|last| !Arc::ptr_eq(last, &route)) {
+            routes.push(route);
+        }
     }
 }

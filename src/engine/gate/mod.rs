@@ -39,7 +39,7 @@ use super::settlement::Envelope;
 use super::sync::{Arc, Mutex, MutexGuard, Shared, atomic::AtomicUsize, lock};
 use super::topic::Topic;
 
-pub use self::committed::{Committed, Unnumbered};
+pub use self::committed::{Committed, Entered, Unnumbered};
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
 pub use self::quiet::Calm;
