@@ -201,3 +201,24 @@ def test_a_durable_bus_under_way_is_well(path):
         assert seen == {OK}
 
     run(main())
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "upkeep"])
+def test_what_keeps_a_journal_small_has_failed(path, what):
+    async def main():
+        bus = EventBus(path=path)
+        native = bus._report
+
+        def report(latencies=False):
+            found = native(latencies)
+            assert found["journal"][f"{what}_failed"] is False
+            found["journal"][f"{what}_failed"] = True
+            return found
+
+        async with bus:
+            assert bus.health() == OK
+            bus._report = report  # type: ignore[method-assign]
+            assert bus.health() == Health("degraded", (HealthReason(f"journal_{what}", "degraded", 1, 1),))
+            del bus._report
+
+    run(main())
