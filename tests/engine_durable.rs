@@ -17,7 +17,7 @@ use ironbus::engine::durable::{
 use ironbus::engine::idempotency::Claim;
 use ironbus::engine::journal::{
     Bounds, Commit, Event, Faults, FileOptions, JournalError, JournalOptions, Keeping, Observer,
-    SqliteOptions,
+    Parameters, SqliteOptions, Statement, Unit,
 };
 use ironbus::engine::priority::Priority;
 use ironbus::engine::settlement::Outcome;
@@ -171,24 +171,8 @@ impl World {
                 keys.hold(key);
             });
         }
-        let written = payloads.iter().map(|payload| Written {
-            event: plain::event(*payload),
-            stored: Event {
-                event_type: "t".into(),
-                level: Priority::Normal,
-                data: payload.to_string(),
-                accepted: NOW,
-                timestamp: NOW,
-                digest: key.map(Digest::short),
-                ..Event::default()
-            },
-            token: 0,
-            key: key.copied(),
-            timing: None,
-        });
-        let handed = self
-            .durable
-            .publish(&self.bus, written.collect(), Durability::Os);
+        let written = self.written(payloads, key);
+        let handed = self.durable.publish(&self.bus, written, Durability::Os);
         handed.map_err(|(refusal, written)| {
             if let Some(key) = key {
                 self.bus.with_keys(|keys| keys.release(key));
@@ -198,6 +182,30 @@ impl World {
             }
             refusal
         })
+    }
+
+    /// Events, of which the first has the key.
+    fn written(&self, payloads: &[u64], key: Option<&Digest>) -> Vec<Written<Plain>> {
+        let mut key = key;
+        let written = payloads.iter().map(|payload| {
+            let key = key.take();
+            Written {
+                event: plain::event(*payload),
+                stored: Event {
+                    event_type: "t".into(),
+                    level: Priority::Normal,
+                    data: payload.to_string(),
+                    accepted: NOW,
+                    timestamp: NOW,
+                    digest: key.map(Digest::short),
+                    ..Event::default()
+                },
+                token: 0,
+                key: key.copied(),
+                timing: None,
+            }
+        });
+        written.collect()
     }
 
     fn claim(&self, key: &Digest) -> Claim {
@@ -265,6 +273,72 @@ fn a_commit_that_is_undone_frees_the_keys_and_whoever_waits_takes_over() {
     assert_eq!(fate(&again), Ok(Durability::Os));
     assert!(again.first > publication.first, "no number is given twice");
     assert_eq!(world.run(1), [("l".into(), 2)]);
+    world.close().expect("in order");
+}
+
+#[test]
+fn events_of_a_unit_come_with_it_or_leave_nothing() {
+    let (_folder, path) = folder();
+    let world = World::new(&path);
+    let lane = world.lane("l", 10);
+    world.open();
+    let place = world.durable.place(lane.id).expect("it is open");
+    // With an unknown table, with a fault of the disk, and well.
+    for (n, (sql, fault)) in [
+        ("INSERT INTO nowhere VALUES (1)", None),
+        ("SELECT 1", Some("batch.appended")),
+        ("CREATE TABLE theirs (n)", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        *lock(&world.fails_at) = fault;
+        world.bus.with_keys(|keys| keys.hold(&key(1)));
+        let told = Arc::new(Mutex::new(None));
+        let tell = told.clone();
+        let mut unit = Unit {
+            statements: vec![Statement {
+                sql: sql.into(),
+                parameters: Parameters::Numbered(Vec::new()),
+            }],
+            ..Unit::default()
+        };
+        let joined = Flag::default();
+        assert!(world.bus.join(&key(1), joined.waker()));
+        let written = world.written(&[n as u64, 7], Some(&key(1)));
+        let done = Box::new(move |outcome| *lock(&tell) = Some(outcome));
+        let (bus, os) = (&world.bus, Durability::Os);
+        let handed = world
+            .durable
+            .settle_with(bus, &place, None, &mut unit, written, os, done);
+        assert!(handed.is_ok());
+        // Another one, in the same commit or the next: it is nothing to it.
+        let other = loop {
+            *lock(&world.fails_at) = fault.filter(|_| lock(&told).is_none());
+            match world.publish(&[9], None).ok().map(|other| fate(&other)) {
+                Some(Ok(_)) => break true,
+                _ if fault.is_some() => {}
+                _ => break false,
+            }
+        };
+        assert!(other);
+        let outcome = lock(&told).take().expect("told, before the other");
+        let good = n == 2;
+        assert_eq!(outcome.is_ok(), good, "{outcome:?}");
+        let claim = if good {
+            Claim::Duplicate
+        } else {
+            Claim::Vacant
+        };
+        assert_eq!(world.claim(&key(1)), claim);
+        assert_eq!(joined.told(), 1, "who joined looks again");
+    }
+    let delivered = world.run(5).into_iter().map(|(_, payload)| payload);
+    assert_eq!(delivered.collect::<Vec<_>>(), [9, 9, 2, 7, 9]);
+    let (counts, lanes) = world.bus.report();
+    assert_eq!((counts.waiting, counts.unknown), (0, 0));
+    assert_eq!(counts.offered, counts.accepted + counts.rejected);
+    assert_eq!((counts.accepted, lanes[0].1), (5, 5));
     world.close().expect("in order");
 }
 

@@ -10,8 +10,8 @@ use ironbus::engine::dead_letters::{
     DeadEvent, DeadLetter, DeadLetters, Limits, MemoryDeadLetters,
 };
 use ironbus::engine::journal::{
-    Event, EventFilter, JournalError, Keeping, Range, Statement, StragglerState, Unit, Upkeep,
-    Value,
+    Event, EventFilter, JournalError, Keeping, Parameters, Range, Statement, StragglerState, Unit,
+    Upkeep, Value,
 };
 use ironbus::engine::priority::Priority::{self, Critical, High, Low, Normal};
 use ironbus::engine::store::Durability;
@@ -350,7 +350,7 @@ fn a_unit_happens_whole_or_not_at_all() {
             events: vec![event(0, High, "other"), event(0, Normal, "t")],
             dead_letter: Some(letter("a", 1)),
             bookmark: Some(("input".into(), "12".into())),
-            statements: Vec::new(),
+            ..Unit::default()
         };
         let (ticket, fate) = bus.unit(unit, lane.delivery(Normal, 1));
         assert_eq!(ticket.wait(), Ok(Durability::Os));
@@ -367,19 +367,19 @@ fn a_unit_happens_whole_or_not_at_all() {
             bookmark: Some(("input".into(), "13".into())),
             statements: vec![Statement {
                 sql: "INSERT INTO nowhere VALUES (1)".into(),
-                parameters: vec![],
+                parameters: Parameters::Numbered(vec![]),
             }],
-            dead_letter: None,
+            ..Unit::default()
         };
         let (ticket, fate) = bus.unit(unit, lane.delivery(Normal, 2));
         assert_eq!(ticket.wait(), Ok(Durability::Os), "the others went through");
         bus.flush();
         let refused = lock(&fate).clone().expect("told").expect_err("refused");
         if in_file {
-            let JournalError::Statement(text) = &refused else {
+            let JournalError::Statement { number: 1, reason } = &refused else {
                 panic!("{refused:?}")
             };
-            assert!(text.contains("no such table: nowhere"), "{text}");
+            assert_eq!(reason, "no such table: nowhere");
         } else {
             assert_eq!(refused, JournalError::NoSql);
         }
@@ -389,6 +389,53 @@ fn a_unit_happens_whole_or_not_at_all() {
         ticket.wait().expect("committed");
         assert_eq!(next, 6, "the number of the refused one is not given again");
         assert_eq!(sequences(&everything(bus)), [1, 2, 3, 4, 6]);
+    });
+}
+
+#[test]
+fn a_unit_settles_a_delivery_once_whatever_has_become_of_it_meanwhile() {
+    each(|bus, _| {
+        let lane = bus.subscribe("bill", "t");
+        for _ in 0..6 {
+            bus.publish(Normal, "t");
+        }
+        bus.flush();
+        let settle = |sequence: u64| {
+            let unit = Unit {
+                bookmark: Some(("input".into(), sequence.to_string())),
+                ..Unit::default()
+            };
+            let (ticket, fate) = bus.unit(unit, lane.delivery(Normal, sequence));
+            ticket.wait().expect("committed");
+            bus.flush();
+            let fate = lock(&fate).clone();
+            fate.expect("told").map(drop)
+        };
+        let settled = Err(JournalError::Settled);
+        for sequence in 1..=6 {
+            assert_eq!(lane.next(Normal), Some(sequence));
+        }
+        // In front, and above what is open.
+        for sequence in [1, 3] {
+            assert_eq!(settle(sequence), Ok(()));
+            assert_eq!(settle(sequence), settled);
+        }
+        // One that is tried again is a straggler: not written yet, or in its table.
+        for flush in [false, true] {
+            let sequence = 4 + u64::from(flush);
+            lane.subscription.try_again(Normal, sequence, 1, 0.0);
+            if flush {
+                bus.flush();
+            }
+            assert_eq!(settle(sequence), Ok(()));
+            assert_eq!(settle(sequence), settled);
+        }
+        // Without a unit.
+        lane.subscription.settle(Normal, 2);
+        assert_eq!(settle(2), settled);
+        assert_eq!(settle(6), Ok(()));
+        let mut reader = bus.journal.reader().expect("a reader");
+        assert_eq!(reader.bookmark("input"), Ok(Some("6".into())));
     });
 }
 
@@ -760,7 +807,7 @@ fn statements_of_the_user_commit_with_the_settlement_and_reach_no_table_of_the_j
     let run = |sql: &str, parameters: Vec<Value>| {
         let statements = vec![Statement {
             sql: sql.into(),
-            parameters,
+            parameters: Parameters::Numbered(parameters),
         }];
         let (ticket, fate) = bus.unit(
             Unit {
@@ -805,10 +852,14 @@ fn statements_of_the_user_commit_with_the_settlement_and_reach_no_table_of_the_j
         "INSERT INTO account VALUES ('ada', 1, NULL, NULL)",
         "this is no SQL",
         "SELECT ?2",
+        "SELECT 1; SELECT 2",
+        "INSERT OR ROLLBACK INTO account VALUES ('ada', 1, NULL, NULL)",
     ] {
         let refused = run(sql, vec![]);
-        let fine = sql == "SELECT ?2"; // a parameter that is not given is NULL
-        assert_eq!(refused.is_ok(), fine, "{sql}: {refused:?}");
+        assert!(
+            matches!(refused, Err(JournalError::Statement { number: 1, .. })),
+            "{sql}: {refused:?}"
+        );
     }
     assert!(
         run(

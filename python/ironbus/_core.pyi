@@ -3,9 +3,9 @@
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import GenericAlias
+from types import GenericAlias, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, final, type_check_only
 
 from typing_extensions import TypeVar, disjoint_base
@@ -79,9 +79,38 @@ class Delivery:
     def subscription(self) -> str: ...
     @property
     def deadline(self) -> float | None: ...
+    def transaction(self) -> Transaction: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
     def __reduce__(self) -> tuple[type[Delivery], tuple[int, str, float | None]]: ...
+
+@final
+class Transaction:
+    def execute(
+        self,
+        sql: str,
+        parameters: Sequence[float | str | bytes | None] | Mapping[str, float | str | bytes | None] | None = None,
+    ) -> None: ...
+    def publish(
+        self,
+        event: str | Event[Any],
+        data: Any = None,
+        *,
+        priority: EventPriority | int | None = None,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        expires_in: float | None = None,
+    ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def __aenter__(self) -> Awaitable[Self]: ...
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Awaitable[None]: ...
 
 def current_delivery() -> Delivery | None: ...
 

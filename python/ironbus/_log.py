@@ -48,6 +48,16 @@ def parked(subscription: str, sequence: int, reason: str) -> None:
     )
 
 
+def not_settled(subscription: str, sequence: int, reason: str) -> None:
+    """A handler has succeeded, and what it left in transactions could not be written; it is called again."""
+    logger.error(
+        "subscription %s is not through with event %d and gets it again; what its handler left was not written: %s",
+        subscription,
+        sequence,
+        reason,
+    )
+
+
 def unreadable(subscription: str, reason: str) -> None:
     """The journal could not be read for a subscription; it goes on with what it has, and after the next start."""
     logger.error("subscription %s cannot be given what is in the journal: %s", subscription, reason)

@@ -123,6 +123,19 @@ class HandlerKilledProcess(IronbusError):
     """In a dead letter: the process ended while the handler ran, as often as the event may be tried."""
 
 
+class InvalidTransaction(IronbusError, RuntimeError):
+    """``delivery.transaction()`` was called, or used, where there is none: on a bus without a path, outside of the
+    handler, before its block or after the end of its delivery. The text says which."""
+
+
+class TransactionFailed(IronbusError):
+    """What a handler left in transactions could not be written: a statement failed, or an event is too large.
+
+    Nothing of it happened, and the delivery has failed; this is the failure, which ``retry`` and dead letters
+    have like one of the handler's own. It names the statement by its place, and quotes no parameter.
+    """
+
+
 class WouldDeadlock(IronbusError, RuntimeError):
     """The wait would close a cycle of waits and could never end."""
 
@@ -220,6 +233,7 @@ __all__ = [
     "InvalidPriority",
     "InvalidSubscription",
     "InvalidTiming",
+    "InvalidTransaction",
     "InvalidType",
     "IronbusError",
     "JournalInUse",
@@ -233,6 +247,7 @@ __all__ = [
     "Reject",
     "RetryLater",
     "StorageError",
+    "TransactionFailed",
     "Unsettled",
     "WouldDeadlock",
     "WrongLoop",

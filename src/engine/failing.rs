@@ -75,11 +75,7 @@ impl<O: Ops> Bus<O> {
         let lane = dying.lane.clone();
         let turn = if kept && dying.as_one {
             let outcome = dying.outcome();
-            let entry = &mut dying.entry;
-            if let Some(backing) = &lane.options.backing {
-                backing.settled(entry.level, entry.sequence);
-            }
-            self.settle_here(&lane, entry, outcome, dying.work, false, now)
+            self.settle_written(&lane, &mut dying.entry, outcome, dying.work, now)
         } else if kept {
             self.settle_dying(&mut dying, false, now)
         } else {
@@ -87,6 +83,39 @@ impl<O: Ops> Bus<O> {
         };
         let next = self.after(&lane, turn, now);
         debug_assert!(next.is_none());
+    }
+
+    /// For whoever had its settlement written, as one with what its handler left to be done: the
+    /// delivery is over, and well.
+    pub fn finish_written(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: &mut Entry<O>,
+        work: Option<Nanos>,
+        now: Nanos,
+    ) {
+        if let Some(permit) = entry.take_permit() {
+            lane.report_to_breaker(permit, breaker::Outcome::Success, now);
+        }
+        let turn = self.settle_written(lane, entry, Outcome::Done, work, now);
+        let next = self.after(lane, turn, now);
+        debug_assert!(next.is_none());
+    }
+
+    fn settle_written(
+        &self,
+        lane: &Arc<Lane<O>>,
+        entry: &mut Entry<O>,
+        outcome: Outcome<O::Failure>,
+        work: Option<Nanos>,
+        now: Nanos,
+    ) -> Turn<O> {
+        if let Some(backing) = &lane.options.backing
+            && entry.letter().is_none()
+        {
+            backing.settled(entry.level, entry.sequence);
+        }
+        self.settle_here(lane, entry, outcome, work, false, now)
     }
 
     /// There may be room for dead letters again.

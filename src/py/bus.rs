@@ -428,7 +428,7 @@ impl Bus {
     fn _halt(slf: &Bound<'_, Self>, own: Option<u64>) -> PyResult<(Py<PyList>, Py<PyList>, usize)> {
         let py = slf.py();
         let core = Self::core_of(slf.as_any())?;
-        core.bus.close();
+        core.halt();
         let threads = core.pool().close(py)?;
         let (tasks, interrupted) = core.event_loop().halt(py, own)?;
         Ok((tasks, threads, interrupted))
@@ -437,7 +437,7 @@ impl Bus {
     /// The interpreter ends: no more work is begun on threads. Returns those that end now.
     fn _dismiss(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {
         let core = Self::core_of(slf.as_any())?;
-        core.bus.close();
+        core.halt();
         core.pool().close(slf.py())
     }
 

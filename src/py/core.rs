@@ -77,6 +77,8 @@ pub struct Core {
     /// The process in which the bus was started.
     generation: AtomicU32,
     started: AtomicU64,
+    /// How often it was stopped.
+    halts: AtomicU64,
     /// How long it was started before that, in all.
     ran: AtomicU64,
     /// Publishes since the loop had its last turn, and when that was.
@@ -122,6 +124,7 @@ impl Core {
             running: AtomicBool::new(false),
             generation: AtomicU32::new(0),
             started: AtomicU64::new(0),
+            halts: AtomicU64::new(0),
             ran: AtomicU64::new(0),
             publishes: AtomicU32::new(0),
             last_turn: AtomicU64::new(0),
@@ -238,6 +241,17 @@ impl Core {
             .store(process::generation(), Ordering::Relaxed);
         self.started.store(now, Ordering::Relaxed);
         self.running.store(running, Ordering::Release);
+    }
+
+    /// The bus begins no more work. What an executor was made for by then is another life of the bus.
+    pub fn halt(&self) {
+        self.bus.close();
+        self.halts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Which life of the bus this is: how often it was stopped before.
+    pub fn life(&self) -> u64 {
+        self.halts.load(Ordering::Acquire)
     }
 
     /// For how long it has been started; 0 while it is not.

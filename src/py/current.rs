@@ -12,6 +12,7 @@ use super::core::Core;
 use super::native::Ambient;
 use super::once::intern;
 use super::ops::{Event, PyOps};
+use super::transaction::Work;
 use crate::engine::lane::{Entry, LaneId};
 
 /// What an executor is in the middle of, for who looks from another thread.
@@ -44,6 +45,8 @@ impl Desk {
 pub struct Active {
     /// Whose bus.
     pub core: Arc<Core>,
+    /// The life of that bus which it is made for.
+    pub life: u64,
     /// The slot; 0 for a thread.
     pub slot: u64,
     /// What its handlers run in, where they may share it.
@@ -63,22 +66,25 @@ pub struct Delivery {
     pub lane: LaneId,
     /// When the handler was called.
     pub since: u64,
+    /// What the handler wants done with the settlement, once it has asked for a transaction.
+    pub work: Option<Arc<Work>>,
 }
 
 impl Active {
     /// A slot of the event loop, with nothing in its hands.
-    pub fn on_loop(core: Arc<Core>, slot: u64) -> Self {
-        Self::new(core, slot, None)
+    pub fn on_loop(core: Arc<Core>, life: u64, slot: u64) -> Self {
+        Self::new(core, life, slot, None)
     }
 
     /// A thread, with nothing in its hands.
-    pub fn on_thread(core: Arc<Core>, desk: Arc<Desk>) -> Self {
-        Self::new(core, 0, Some(desk))
+    pub fn on_thread(core: Arc<Core>, life: u64, desk: Arc<Desk>) -> Self {
+        Self::new(core, life, 0, Some(desk))
     }
 
-    fn new(core: Arc<Core>, slot: u64, desk: Option<Arc<Desk>>) -> Self {
+    fn new(core: Arc<Core>, life: u64, slot: u64, desk: Option<Arc<Desk>>) -> Self {
         Self {
             core,
+            life,
             slot,
             context: Ambient::default(),
             desk,
@@ -145,6 +151,21 @@ pub fn origin(py: Python<'_>) -> Option<Origin> {
                 cause: delivery.entry.event.clone(),
                 slot: active.slot,
             })
+        })
+    })
+}
+
+/// Looks at the delivery that this thread is in the middle of, with the life of the bus that its
+/// executor is made for, and may change it; neither may call into Python.
+pub fn with<R: 'static>(py: Python<'_>, look: impl FnOnce(u64, &mut Delivery) -> R) -> Option<R> {
+    if !ACTIVE.is_set() {
+        return None;
+    }
+    ACTIVE.with(|active| {
+        active.delivery.update(py, |delivery| {
+            delivery
+                .as_mut()
+                .map(|delivery| look(active.life, delivery))
         })
     })
 }

@@ -4,6 +4,8 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
+use super::transaction::Transaction;
+
 /// One call of one handler with one event.
 #[pyclass(frozen, module = "ironbus")]
 pub struct Delivery {
@@ -16,6 +18,8 @@ pub struct Delivery {
     /// When the handler's time is over, in seconds of ``time.monotonic()``; ``None`` without a timeout.
     #[pyo3(get)]
     pub deadline: Option<f64>,
+    /// Of which event; none: of none, it was made by hand.
+    pub sequence: Option<u64>,
 }
 
 impl Delivery {
@@ -33,7 +37,15 @@ impl Delivery {
             attempt,
             subscription,
             deadline,
+            sequence: None,
         }
+    }
+
+    /// What is to happen together with the settlement of this delivery, or not at all: a context
+    /// manager, see :class:`ironbus.Transaction`. For the handler that is called, on its own thread and in its own
+    /// task. Raises :class:`ironbus.errors.InvalidTransaction` elsewhere, and on a bus without a path.
+    fn transaction(&self, py: Python<'_>) -> PyResult<Transaction> {
+        Transaction::of(py, self)
     }
 
     /// An event makes its delivery anew each time it is asked, so equality is by value.

@@ -35,6 +35,7 @@ exceptions! {
     QueueFull, WouldDeadlock, NotStarted, Forked, Unsettled, Reject, RetryLater, CircuitOpenError,
     DeadLetterQueueFull, StorageError, InvalidData,
     JournalInUse, JournalReadOnly, DurabilityUnknown, HandlerKilledProcess,
+    InvalidTransaction, TransactionFailed,
 }
 
 impl Error {

@@ -66,6 +66,8 @@ pub struct Home {
     /// The loop's.
     pub thread: ThreadId,
     slots: AtomicU64,
+    /// The bus's at this start: see [`Core::life`].
+    pub life: u64,
 }
 
 impl LoopSeat {
@@ -179,6 +181,7 @@ impl LoopSeat {
             tasks: Mutex::default(),
             thread: thread::current().id(),
             slots: AtomicU64::new(0),
+            life: core.life(),
         });
         let previous = lock(&self.home).replace(home.clone());
         if let Some(previous) = previous {

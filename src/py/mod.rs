@@ -45,6 +45,8 @@ mod run;
 mod slot;
 mod stream;
 mod testing;
+mod transaction;
+mod values;
 mod walk;
 
 /// Events live from publish to settlement, hundreds at a time, which is what the C library's
@@ -77,6 +79,8 @@ mod _core {
     use super::routes::topic_matches;
     #[pymodule_export]
     use super::stream::StreamSource;
+    #[pymodule_export]
+    use super::transaction::Transaction;
 
     #[pymodule_export]
     use super::breaker::Breaker;
@@ -123,6 +127,7 @@ mod _core {
         m.py().get_type::<pool::Worker>();
         m.py().get_type::<receipt::Guard>();
         m.py().get_type::<routes::Way>();
+        transaction::install(m.py());
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("debug_build", cfg!(debug_assertions))
     }

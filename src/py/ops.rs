@@ -19,6 +19,7 @@ use super::policy::Policy;
 use super::pool::Pool;
 use super::record::Record;
 use super::stream::StreamSeat;
+use super::transaction::Settling;
 use crate::engine::lane::Lane;
 use crate::engine::ops::{Ops, Seat, Wake};
 use crate::engine::settlement::Envelope;
@@ -117,6 +118,8 @@ pub enum Waker {
     Future(FutureWaker),
     /// A thread.
     Thread(Arc<Signal>),
+    /// A delivery that is to be settled with what its handler left.
+    Settling(Arc<Settling>),
 }
 
 impl Wake for Waker {
@@ -124,6 +127,7 @@ impl Wake for Waker {
         match self {
             Self::Future(waker) => waker.wake(),
             Self::Thread(signal) => signal.set(),
+            Self::Settling(settling) => settling.wake(),
         }
     }
 
@@ -134,6 +138,7 @@ impl Wake for Waker {
             match waker {
                 Self::Future(waker) => futures.push(waker),
                 Self::Thread(signal) => signal.set(),
+                Self::Settling(settling) => settling.wake(),
             }
         }
         if futures.is_empty() {

@@ -75,6 +75,8 @@ impl State {
 /// The threads of one start.
 pub struct Crew {
     core: Arc<Core>,
+    /// The bus's at this start: see [`Core::life`].
+    life: u64,
     context: Base,
     threads: Mutex<HashMap<u64, Py<PyAny>>>,
     /// Whether one that let go is on its way back.
@@ -200,6 +202,7 @@ impl Pool {
         let context = Base::current(py)?;
         let crew = Arc::new(Crew {
             core: core.clone(),
+            life: core.life(),
             context,
             threads: Mutex::default(),
             returning: Mutex::default(),
@@ -357,7 +360,7 @@ impl Worker {
     fn work(&self, py: Python<'_>) -> PyResult<()> {
         let desk = Arc::new(Desk::default());
         lock(&self.pool.state).desks.insert(self.id, desk.clone());
-        let active = Active::on_thread(self.crew.core.clone(), desk);
+        let active = Active::on_thread(self.crew.core.clone(), self.crew.life, desk);
         current::during(py, &active, || self.work_as(py, &active))
     }
 

@@ -14,6 +14,7 @@ use super::native::{self, Sent};
 use super::once::intern;
 use super::ops::{PyLane, PyOps};
 use super::record;
+use super::transaction::{self, Left, Work};
 use crate::engine::backing::Backing;
 use crate::engine::bus::Next;
 use crate::engine::lane::{Entry, Failed};
@@ -33,6 +34,8 @@ pub enum Undone {
     PutBack,
     /// The program is being ended; the event goes back, and the exception goes on.
     Ending(PyErr),
+    /// The handler has succeeded, and has left something to be done as one with the settlement.
+    Left(Box<Left>),
 }
 
 impl Undone {
@@ -69,6 +72,10 @@ pub struct Job {
     pub timed_out: bool,
     /// The bus stops, and it was cancelled for that.
     pub recalled: bool,
+    /// See [`Delivery::work`].
+    pub work: Option<Arc<Work>>,
+    /// The life of the bus in which it was called.
+    life: u64,
 }
 
 impl Job {
@@ -115,14 +122,18 @@ pub fn begin(
         event,
         lane: lane.id,
         since: now,
+        work: None,
     };
-    let (Delivery { entry, event, .. }, called) = active.step(py, delivery, || {
+    let (ended, called) = active.step(py, delivery, || {
         let call = || call(py, lane, &argument, steps);
         match &own {
             None => call(),
             Some(context) => native::in_context(context, call).and_then(|called| called),
         }
     });
+    let Delivery {
+        entry, event, work, ..
+    } = ended;
     drop(argument);
     let (iterator, yielded) = match called {
         Ok(Called::Suspended(iterator, yielded)) => (iterator, Some(yielded)),
@@ -134,7 +145,7 @@ pub fn begin(
                 Ok(_) => Ok(()),
                 Err(error) => Err(end(py, lane, error, false)),
             };
-            return Progress::Ended(entry, end);
+            return Progress::Ended(entry, with_work(py, lane, work, end));
         }
     };
     // It is the handler's from now on.
@@ -154,6 +165,8 @@ pub fn begin(
         started: now,
         timed_out: false,
         recalled: false,
+        work,
+        life: active.life,
     });
     match yielded {
         Some(yielded) => Progress::Suspended(job, yielded.unbind()),
@@ -249,15 +262,18 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
         started,
         timed_out,
         recalled,
+        work,
+        life,
     } = job;
-    let active = Active::on_loop(core.clone(), slot);
+    let active = Active::on_loop(core.clone(), life, slot);
     let delivery = Delivery {
         entry,
         event,
         lane: lane.id,
         since: started,
+        work,
     };
-    let (Delivery { entry, event, .. }, stepped) = current::during(py, &active, || {
+    let (ended, stepped) = current::during(py, &active, || {
         active.step(py, delivery, || {
             native::in_context(context.bind(py), || match input {
                 Input::Value(value) => native::send(iterator.bind(py), value),
@@ -266,6 +282,9 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
             .and_then(|stepped| stepped)
         })
     });
+    let Delivery {
+        entry, event, work, ..
+    } = ended;
     match stepped {
         Ok(Sent::Yielded(yielded)) => {
             let job = Job {
@@ -277,12 +296,14 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
                 started,
                 timed_out,
                 recalled,
+                work,
+                life,
             };
             Progress::Suspended(Box::new(job), yielded.unbind())
         }
         Ok(Sent::Returned(_)) => {
             Event::recycle(py, event);
-            Progress::Ended(entry, Ok(()))
+            Progress::Ended(entry, with_work(py, &lane, work, Ok(())))
         }
         Err(error) => {
             let limit = lane.handler.timeout.filter(|_| timed_out && !recalled);
@@ -294,7 +315,7 @@ pub fn resume(py: Python<'_>, core: &Arc<Core>, job: Job, slot: u64, input: Inpu
                 }
                 _ => end(py, &lane, error, recalled),
             };
-            Progress::Ended(entry, Err(end))
+            Progress::Ended(entry, with_work(py, &lane, work, Err(end)))
         }
     }
 }
@@ -326,10 +347,35 @@ fn end(py: Python<'_>, lane: &PyLane, error: PyErr, recalled: bool) -> Box<Undon
     }
 }
 
+/// How it ended, with what the handler wants done together with the settlement: only if it has
+/// succeeded.
+#[inline]
+fn with_work(py: Python<'_>, lane: &PyLane, work: Option<Arc<Work>>, end: End) -> End {
+    match work {
+        None => end,
+        Some(work) => with_some_work(py, lane, &work, end),
+    }
+}
+
+#[cold]
+fn with_some_work(py: Python<'_>, lane: &PyLane, work: &Work, end: End) -> End {
+    let left = work.end();
+    end?;
+    match left {
+        Ok(None) => Ok(()),
+        Ok(Some(left)) => Err(Box::new(Undone::Left(left))),
+        Err(open) => Err(Undone::failed(failure::sort(py, lane, open.exception(py)))),
+    }
+}
+
 /// A handler on a thread cannot be stopped when its time is over: that is recorded when it returns.
 pub fn in_time(py: Python<'_>, lane: &PyLane, end: End, work: u64) -> End {
+    let succeeded = match &end {
+        Ok(()) => true,
+        Err(undone) => matches!(**undone, Undone::Left(_)),
+    };
     match (end, lane.handler.timeout) {
-        (Ok(()), Some(limit)) if work > limit => {
+        (_, Some(limit)) if succeeded && work > limit => {
             let late = failure::timed_out(limit as f64 / 1e9);
             Err(Undone::failed(failure::sort(py, lane, late)))
         }
@@ -361,6 +407,11 @@ pub fn finish(
                 core.bus.put_back(lane, entry, now);
                 return Ok(None);
             }
+            Undone::Left(left) => {
+                // The lane goes on once it is written.
+                transaction::settle(py, *left, lane, entry, work);
+                return Ok(None);
+            }
             Undone::Ending(error) => {
                 // It would be raised again and again: the subscription is held, before anybody else
                 // can take the event again.
@@ -383,7 +434,7 @@ pub fn finish(
 /// Tells the bus that it failed, and says what becomes of it in the log.
 #[cold]
 #[allow(clippy::too_many_arguments)] // as of `finish`
-fn fail(
+pub fn fail(
     py: Python<'_>,
     core: &Core,
     lane: &PyLane,

@@ -150,7 +150,7 @@ impl Slot {
     /// Serves ready lanes until there are none, the turn is over, or a handler suspends.
     fn serve<'py>(slf: &Bound<'py, Self>) -> PyResult<Sent<'py>> {
         let this = slf.get();
-        let active = Active::on_loop(this.home.core.clone(), this.id);
+        let active = Active::on_loop(this.home.core.clone(), this.home.life, this.id);
         current::during(slf.py(), &active, || Self::serve_with(slf, &active))
     }
 
@@ -511,6 +511,10 @@ impl Slot {
         if let State::Suspended(job) = state {
             job.iterator
                 .call_method0(slf.py(), intern!(slf.py(), "close"))?;
+            if let Some(work) = &job.work {
+                // Nothing of it is wanted.
+                drop(work.end());
+            }
             let now = this.now(slf.py())?;
             this.home.core.bus.put_back(&job.lane, job.entry, now);
         }

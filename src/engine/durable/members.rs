@@ -8,7 +8,7 @@ use crate::engine::bus::Bus;
 use crate::engine::clock::Nanos;
 use crate::engine::gate::Effects;
 use crate::engine::journal::{
-    Delivery, Event, Journal, JournalError, Straggler, StragglerState, Subscription, Unit, UnitDone,
+    Event, Journal, JournalError, Straggler, StragglerState, Subscription,
 };
 use crate::engine::lane::{Entry, Lane, LaneOptions, Overflow};
 use crate::engine::ops::Ops;
@@ -310,30 +310,6 @@ impl<O: Ops> Durable<O> {
         journal.forget(name)?;
         lock(&self.names).remove(name);
         Ok(())
-    }
-
-    /// Has the journal write a unit and the settlement of a delivery of a durable lane, both or neither.
-    /// `done` is told by the journal's writer. Waits for nothing.
-    pub fn settle_with(
-        &self,
-        lane: &Arc<Lane<O>>,
-        level: Priority,
-        sequence: u64,
-        unit: Unit,
-        done: UnitDone,
-    ) -> Result<(), JournalError> {
-        let subscription = self.window(lane).and_then(|it| it.subscription());
-        let (Some(journal), Some(subscription)) = (self.journal(), subscription) else {
-            return Err(JournalError::Closed);
-        };
-        let delivery = Delivery {
-            subscription,
-            level,
-            sequence,
-        };
-        journal
-            .unit(unit, Some(delivery), Durability::Os, done)
-            .map(drop)
     }
 
     /// Ends a subscription; with `close`, also its lane: what it has still to do stays in the journal.

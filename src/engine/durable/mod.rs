@@ -11,6 +11,7 @@ mod keeper;
 mod members;
 mod publication;
 mod refill;
+mod together;
 mod window;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -38,6 +39,7 @@ use super::sync::{Mutex, Shared, lock};
 pub use self::keeper::{Keep, Kept};
 pub use self::members::Since;
 pub use self::publication::{Fate, Publication};
+pub use self::together::Place;
 pub use self::window::Window;
 
 /// What comes out of a journal, in the hands of who knows what payloads are.
@@ -326,13 +328,26 @@ impl<O: Ops> Durable<O> {
         let Some(open) = self.opened() else {
             return Err((Refusal::Journal(JournalError::Closed), written));
         };
+        self.hand_over(bus, &open.journal, written, |events| {
+            open.journal.append(events, durability).map(drop)
+        })
+    }
+
+    /// Numbers events, and has them appended.
+    fn hand_over(
+        &self,
+        bus: &Bus<O>,
+        journal: &Journal,
+        written: Vec<Written<O>>,
+        append: impl FnOnce(Vec<Event>) -> Result<(), JournalError>,
+    ) -> Handed<O> {
         let count = written.len();
         let mut written = Some(written);
         let mut publication = None;
         let numbered = bus.gate.number(count, |first| {
             // In the order of the numbers; and the commit does not overtake what is noted here.
             let mut uncommitted = lock(&self.uncommitted);
-            if open.journal.room() < count {
+            if journal.room() < count {
                 return Err(JournalError::Busy { bound: count });
             }
             let mut items = written.take().unwrap_or_default();
@@ -347,7 +362,7 @@ impl<O: Ops> Durable<O> {
                 .iter()
                 .map(|event| (event.event_type.clone(), event.level))
                 .collect();
-            if let Err(error) = open.journal.append(events, durability) {
+            if let Err(error) = append(events) {
                 written = Some(items);
                 return Err(error);
             }
@@ -399,66 +414,81 @@ impl<O: Ops> Durable<O> {
 
     /// From within [`Observer::committed`].
     pub fn committed(&self, bus: &Bus<O>, commit: &Commit, now: Nanos) {
-        let mut wakers = Vec::new();
         if let Some((_, last)) = commit.sequences {
             let batch = self.take_through(last);
+            let refused = |item: &Uncommitted<O>| {
+                let number = item.committed.sequence;
+                let mut ranges = commit.refused.iter();
+                ranges.any(|(first, last)| (*first..=*last).contains(&number))
+            };
+            let (refused, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(refused);
             let fate = match (&commit.error, commit.durability) {
                 (None, durability) => Ok(durability.unwrap_or(Durability::Os)),
                 (Some(error), _) => Err(error.clone()),
             };
-            let (mut events, mut told) = (Vec::new(), Vec::new());
-            for Uncommitted {
-                committed,
-                key,
-                publication,
-            } in batch
-            {
-                events.push(committed);
-                told.push((key, publication));
+            self.end(bus, batch, &fate, last, now);
+            if !refused.is_empty() {
+                // Whoever had handed the unit in knows why.
+                self.end(bus, refused, &Err(JournalError::Refused), last, now);
             }
-            let mut effects = Effects::default();
-            let mut entered = None;
-            match &fate {
-                Ok(_) => {
-                    entered = Some(bus.gate.commit(&events, now, &mut effects));
-                    self.refiller.reached(last);
-                    let keys = told.iter().filter_map(|(key, _)| key.as_ref());
-                    bus.with_keys(|seen| {
-                        wakers.extend(keys.flat_map(|key| seen.commit(key, now)));
-                    });
+        }
+        let wakers = std::mem::take(&mut *lock(&self.crowd));
+        O::Waker::wake_many(wakers);
+    }
+
+    /// The commit of these is over, and with it all numbers up to `last`.
+    fn end(&self, bus: &Bus<O>, batch: Vec<Uncommitted<O>>, fate: &Fate, last: u64, now: Nanos) {
+        let mut wakers = Vec::new();
+        let (mut events, mut told) = (Vec::new(), Vec::new());
+        for Uncommitted {
+            committed,
+            key,
+            publication,
+        } in batch
+        {
+            events.push(committed);
+            told.push((key, publication));
+        }
+        let mut effects = Effects::default();
+        let mut entered = None;
+        match fate {
+            Ok(_) => {
+                entered = Some(bus.gate.commit(&events, now, &mut effects));
+                self.refiller.reached(last);
+                let keys = told.iter().filter_map(|(key, _)| key.as_ref());
+                bus.with_keys(|seen| {
+                    wakers.extend(keys.flat_map(|key| seen.commit(key, now)));
+                });
+            }
+            Err(error) => {
+                let unknown = matches!(error, JournalError::DurabilityUnknown(_));
+                bus.gate.fail_commit(events.len(), unknown, &mut effects);
+                for event in &events {
+                    wakers.extend(event.event.routed(0).into_iter().flatten());
                 }
-                Err(error) => {
-                    let unknown = matches!(error, JournalError::DurabilityUnknown(_));
-                    bus.gate.fail_commit(events.len(), unknown, &mut effects);
-                    for event in &events {
-                        wakers.extend(event.event.routed(0).into_iter().flatten());
-                    }
-                    let keys = told.iter().filter_map(|(key, _)| key.as_ref());
-                    bus.with_keys(|seen| {
-                        wakers.extend(keys.flat_map(|key| match unknown {
-                            // Whoever joined is told that nothing is written any more.
-                            true => seen.rouse(key),
-                            false => seen.release(key),
-                        }));
-                    });
-                }
+                let keys = told.iter().filter_map(|(key, _)| key.as_ref());
+                bus.with_keys(|seen| {
+                    wakers.extend(keys.flat_map(|key| match unknown {
+                        // Whoever joined is told that nothing is written any more.
+                        true => seen.rouse(key),
+                        false => seen.release(key),
+                    }));
+                });
             }
-            for run in told.chunk_by(|(_, one), (_, next)| Arc::ptr_eq(one, next)) {
-                wakers.extend(run[0].1.are_over(run.len(), &fate));
-            }
-            wakers.append(&mut lock(&self.crowd));
-            // Publishers before the lanes, which have the events already: what is published next is
-            // written while these are handled.
-            O::Waker::wake_many(std::mem::take(&mut wakers));
-            if let Some(entered) = entered {
-                entered.signal();
-            }
-            bus.carry_out(effects, now);
-            // Payloads' destructors are outside code: with no lock held.
-            drop((events, told));
+        }
+        for run in told.chunk_by(|(_, one), (_, next)| Arc::ptr_eq(one, next)) {
+            wakers.extend(run[0].1.are_over(run.len(), fate));
         }
         wakers.append(&mut lock(&self.crowd));
+        // Publishers before the lanes, which have the events already: what is published next is
+        // written while these are handled.
         O::Waker::wake_many(wakers);
+        if let Some(entered) = entered {
+            entered.signal();
+        }
+        bus.carry_out(effects, now);
+        // Payloads' destructors are outside code: with no lock held.
+        drop((events, told));
     }
 
     fn take_through(&self, last: u64) -> Vec<Uncommitted<O>> {

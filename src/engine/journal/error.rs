@@ -72,8 +72,25 @@ pub enum JournalError {
     #[error("the journal is closed")]
     Closed,
     /// A statement of a transaction failed; nothing of the transaction happened.
-    #[error("a statement of the transaction failed: {0}")]
-    Statement(String),
+    #[error("statement {number} of the transaction failed, and nothing of it happened: {reason}")]
+    Statement {
+        /// Which one, from 1.
+        number: usize,
+        /// Why. It quotes no parameter.
+        reason: String,
+    },
+    /// The delivery was settled before, by who else had it.
+    #[error("the delivery was settled before, so nothing of the transaction happened")]
+    Settled,
+    /// The unit of an event was refused.
+    #[error("the transaction was refused, and nothing of it happened")]
+    Refused,
+    /// The dead letter whose delivery was to be settled is not held any more.
+    #[error("the dead letter {id} was removed meanwhile, or somebody else delivers it")]
+    NotHeld {
+        /// Its id.
+        id: String,
+    },
     /// This kind of journal cannot do that.
     #[error("a journal in memory runs no SQL; give the bus a path")]
     NoSql,

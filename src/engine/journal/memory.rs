@@ -152,6 +152,21 @@ impl Storage for MemoryStorage {
                 }
             }));
         }
+        if let Some((id, holder)) = &unit.redriven {
+            let before = self.letters.get(id).ok().flatten();
+            match self.letters.succeeded(id, *holder) {
+                Err(DeadLetterError::Store(error)) => return Err(error),
+                Err(refused) => return Ok(Err(refused.into())),
+                Ok(false) => return Ok(Err(JournalError::NotHeld { id: id.clone() })),
+                Ok(true) => {}
+            }
+            let (letters, name) = (self.letters.clone(), format!("undo {id} {now}"));
+            self.undo.push(Box::new(move |_| {
+                let before = before.into_iter().map(|before| before.letter).collect();
+                let restored = letters.import(&name, before);
+                debug_assert!(restored.is_ok());
+            }));
+        }
         if let Some((name, value)) = unit.bookmark.clone() {
             self.change(|tables, undo| {
                 put(
@@ -193,6 +208,16 @@ impl Storage for MemoryStorage {
             }
         });
         Ok(())
+    }
+
+    fn is_straggler(
+        &mut self,
+        subscription: SubscriptionId,
+        level: Priority,
+        sequence: u64,
+    ) -> Result<bool, StoreError> {
+        let key = (subscription, level, sequence);
+        Ok(lock(&self.tables).stragglers.contains_key(&key))
     }
 
     fn write_head(&mut self, _head: &Head) -> Result<(), StoreError> {

@@ -62,9 +62,9 @@ pub use self::sqlite::{Answer, Verification, backup, query, verify};
 pub use self::sqlite::{Level, Standing, Status, status};
 pub use self::sqlite::{SqliteOptions, SqliteReader, SqliteStorage};
 pub use self::storage::{
-    Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Range, Reader,
-    Retained, Scan, Statement, Storage, Straggler, StragglerState, SubscriptionId, SubscriptionRow,
-    Unit, Value,
+    Change, CommitError, Counts, CursorRow, Damage, EventFilter, Head, Horizon, Parameters, Range,
+    Reader, Retained, Scan, Statement, Storage, Straggler, StragglerState, SubscriptionId,
+    SubscriptionRow, Unit, Value,
 };
 pub use self::subscription::{Place, Refill, Subscription};
 pub use self::upkeep::{Keeping, Upkeep};
@@ -92,9 +92,11 @@ pub trait Observer: Send + Sync {
 /// What became of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// The first and the last number in it, if it had events. Those of units that were refused
-    /// lie in between; their own callbacks came before this one.
+    /// The first and the last number in it, if it had events.
     pub sequences: Option<(u64, u64)>,
+    /// Those of them that nothing has: the first and the last event of each unit that was refused,
+    /// which was told so before this.
+    pub refused: Vec<(u64, u64)>,
     /// How durable it is; `None`: it failed.
     pub durability: Option<Durability>,
     /// Why it failed.
@@ -404,6 +406,11 @@ impl Journal {
     /// a journal that was closed.
     pub fn reader(&self) -> Result<Box<dyn Reader>, JournalError> {
         self.run(Durability::Os, |storage, _| storage.reader())
+    }
+
+    /// Why it writes nothing any more, if it does not.
+    pub fn refuses(&self) -> Result<(), JournalError> {
+        self.shared.queue.refuses()
     }
 
     /// Whether a flush has failed, after which nothing is written.

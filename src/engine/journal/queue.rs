@@ -283,12 +283,7 @@ impl Queue {
         enter: impl FnOnce(&Self, &mut State) -> Result<(), JournalError>,
     ) -> Result<Ticket, JournalError> {
         let mut state = lock(&self.state);
-        if state.closed {
-            return Err(JournalError::Closed);
-        }
-        if state.broken {
-            return Err(JournalError::ReadOnly);
-        }
+        state.refuses()?;
         let first = state.next.ops.is_empty();
         enter(self, &mut state)?;
         let next = &mut state.next;
@@ -404,6 +399,11 @@ impl Queue {
         !lock(&self.state).next.dirty.is_empty()
     }
 
+    /// Why it takes nothing in, if it does not.
+    pub(super) fn refuses(&self) -> Result<(), JournalError> {
+        lock(&self.state).refuses()
+    }
+
     /// Whether a flush has failed.
     pub(super) fn is_broken(&self) -> bool {
         lock(&self.state).broken
@@ -411,6 +411,14 @@ impl Queue {
 }
 
 impl State {
+    fn refuses(&self) -> Result<(), JournalError> {
+        match (self.closed, self.broken) {
+            (true, _) => Err(JournalError::Closed),
+            (false, true) => Err(JournalError::ReadOnly),
+            (false, false) => Ok(()),
+        }
+    }
+
     fn number(&mut self, event: &mut Event) {
         self.accepted = self.accepted.max(event.accepted);
         event.accepted = self.accepted;

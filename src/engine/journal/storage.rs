@@ -132,13 +132,22 @@ pub enum Value {
     Blob(Vec<u8>),
 }
 
+/// The values for the parameters of a statement: one for each, no more and no fewer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parameters {
+    /// In the order of their numbers.
+    Numbered(Vec<Value>),
+    /// By their names, without the sign in front. What the statement does not name is not needed.
+    Named(Vec<(String, Value)>),
+}
+
 /// A statement of the user on tables of their own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
     /// One statement of SQL.
     pub sql: String,
     /// Its parameters.
-    pub parameters: Vec<Value>,
+    pub parameters: Parameters,
 }
 
 /// What happens together or not at all, beside the rest of its commit.
@@ -148,6 +157,8 @@ pub struct Unit {
     pub events: Vec<Event>,
     /// What becomes of the delivery that failed for good.
     pub dead_letter: Option<DeadLetter>,
+    /// The dead letter that was delivered again and leaves: its id, and who holds it.
+    pub redriven: Option<(String, u64)>,
     /// What the handler wants done on the user's tables.
     pub statements: Vec<Statement>,
     /// A text to keep.
@@ -223,6 +234,13 @@ pub trait Storage: Send {
     ) -> Result<Result<(), JournalError>, StoreError>;
     /// Cursors and stragglers as they are now.
     fn settle(&mut self, cursors: &[CursorRow], changes: &[Change]) -> Result<(), StoreError>;
+    /// Whether a delivery is in the table of stragglers.
+    fn is_straggler(
+        &mut self,
+        subscription: SubscriptionId,
+        level: Priority,
+        sequence: u64,
+    ) -> Result<bool, StoreError>;
     /// The head as it is now.
     fn write_head(&mut self, head: &Head) -> Result<(), StoreError>;
     /// Ends the commit.

@@ -228,6 +228,29 @@ impl Subscription {
         self.touch(&mut progress, level);
     }
 
+    /// By the writer: whether a delivery is settled. None: it is, unless it is in the table of
+    /// stragglers.
+    pub(super) fn is_settled(&self, level: Priority, sequence: u64) -> Option<bool> {
+        let progress = lock(&self.progress);
+        let cursor = &progress.levels[level.index()].cursor;
+        if cursor.is_open(sequence) || !cursor.is_settled(sequence) {
+            return Some(false);
+        }
+        // What is not written yet counts.
+        progress
+            .changes
+            .iter()
+            .rev()
+            .find_map(|change| match change {
+                Change::Put(row) => {
+                    (row.level == level && row.sequence == sequence).then_some(false)
+                }
+                Change::Gone(_, of, number) => {
+                    (*of == level && *number == sequence).then_some(true)
+                }
+            })
+    }
+
     /// By the writer: a unit that settles this is in the batch that is being written, and the
     /// writer takes the settlement right afterwards.
     pub(super) fn settle_with_unit(&self, level: Priority, sequence: u64) {

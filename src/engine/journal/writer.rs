@@ -204,7 +204,21 @@ impl Writer {
         dirty: &mut Vec<Arc<Subscription>>,
         settled: &mut Vec<super::Delivery>,
     ) -> Result<(), StoreError> {
-        match self.storage.unit(&pending.unit, now, head)? {
+        if let Some(delivery) = &pending.delivery
+            && self.is_settled(delivery)?
+        {
+            pending.refused = Some(JournalError::Settled);
+            return Ok(());
+        }
+        let unit = self.storage.unit(&pending.unit, now, head);
+        let unit = unit.inspect_err(|error| {
+            // A statement of the user's has ended the whole commit: by a table that says so. To the
+            // others that is an error of the medium, to the unit it is its own.
+            if error.problem.is_of_the_request() {
+                pending.refused = Some(JournalError::Store(error.clone()));
+            }
+        });
+        match unit? {
             Ok(()) => {
                 if let Some(delivery) = &pending.delivery {
                     delivery
@@ -219,9 +233,25 @@ impl Writer {
         Ok(())
     }
 
+    /// A delivery may come back from another life of its lane, when the journal has given it anew.
+    fn is_settled(&mut self, delivery: &super::Delivery) -> Result<bool, StoreError> {
+        let (of, level, sequence) = (&delivery.subscription, delivery.level, delivery.sequence);
+        match of.is_settled(level, sequence) {
+            Some(settled) => Ok(settled),
+            None => Ok(!self.storage.is_straggler(of.id(), level, sequence)?),
+        }
+    }
+
     fn tell(&self, mut batch: Batch, outcome: Result<Durability, JournalError>) {
+        let mut nothing = Vec::new();
         for op in std::mem::take(&mut batch.ops) {
             if let Op::Unit(unit) = op {
+                let events = &unit.unit.events;
+                if unit.refused.is_some()
+                    && let (Some(first), Some(last)) = (events.first(), events.last())
+                {
+                    nothing.push((first.sequence, last.sequence));
+                }
                 (unit.done)(match unit.refused {
                     Some(refused) => Err(refused),
                     None => outcome.clone(),
@@ -230,6 +260,7 @@ impl Writer {
         }
         let commit = Commit {
             sequences: batch.sequences,
+            refused: nothing,
             durability: outcome.as_ref().ok().copied(),
             error: outcome.clone().err(),
         };

@@ -1,24 +1,21 @@
 //! The course of a publish to the journal, of one event or of many: claim the keys, hand all
 //! over, wait for the flush. The same for loops and threads: what differs is how each waits.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use super::items::{Item, Items};
 use super::{encode, exception};
 use crate::engine::bus::Bus;
 use crate::engine::digest::Digest;
-use crate::engine::durable::{Publication, Refusal, Written};
-use crate::engine::idempotency::Claim;
-use crate::engine::journal::{self, Bounds, JournalError};
-use crate::engine::ops::wake_all;
+use crate::engine::durable::{Publication, Refusal};
+use crate::engine::journal::{Bounds, JournalError};
 use crate::engine::store::Durability;
-use crate::py::clock::{monotonic_ns, wall_at};
 use crate::py::core::Core;
 use crate::py::errors::{self, Error};
 use crate::py::ops::{Event, FutureWaker, PyOps, Signal, Waker, block_on};
-use crate::py::prepare::{Prepared, discard};
+use crate::py::prepare::Prepared;
 use crate::py::receipt::{BatchReceipt, Receipt, Stored};
 
 /// An equal event was stored before, at least so.
@@ -27,22 +24,10 @@ const BEFORE: Stored = Stored::Before(Durability::Os);
 /// How a thread does what makes it wait.
 type Blocked<'a> = &'a dyn Fn(&mut dyn FnMut() -> PyResult<bool>) -> PyResult<bool>;
 
-/// An event on its course.
-struct Item {
-    event: Event,
-    token: u64,
-    key: Option<Digest>,
-    timing: Option<crate::engine::gate::Timing>,
-    /// Until it is handed over.
-    stored: Option<journal::Event>,
-    /// An event with this key was accepted before.
-    duplicate: bool,
-}
-
 /// See the module.
 pub struct Course {
     core: Arc<Core>,
-    items: Vec<Item>,
+    items: Items,
     durability: Durability,
     waits: Waits,
 }
@@ -70,12 +55,7 @@ impl Course {
     /// Of events that are valid. Says what of them cannot be stored; then none is published.
     pub fn new(py: Python<'_>, core: &Arc<Core>, prepared: Vec<Prepared>) -> PyResult<Self> {
         let journaled = core.journaled.as_ref().expect("only such publish here");
-        let machine = monotonic_ns();
-        let now = core.clock.at(py, machine)?;
-        let wall = match core.clock.is_machines() {
-            true => wall_at(machine),
-            false => core.clock.wall(py)?,
-        };
+        let (now, wall) = super::moment(py, &core.clock)?;
         let most = Bounds::default().max_pending;
         if prepared.len() > most {
             prepared.iter().for_each(Prepared::discard);
@@ -108,17 +88,11 @@ impl Course {
             };
             let extras = prepared.event.payload.extras.as_ref();
             durability = durability.max(extras.and_then(|extras| extras.durability));
-            items.push(Item {
-                event: prepared.event,
-                token: prepared.token,
-                key: prepared.key,
-                timing: prepared.timing.map(|timing| *timing),
-                stored: Some(stored),
-                duplicate: false,
-            });
+            items.push(Item::new(prepared, stored));
         }
+        let items = Items(items);
         if let Some(error) = failed {
-            items.iter().for_each(|item| discard(&item.event));
+            items.discard();
             return Err(error);
         }
         Ok(Self {
@@ -169,22 +143,13 @@ impl Course {
             Ok(now) => now,
             Err(error) => return Err(self.refused(error)),
         };
-        if let Some(key) = self.claim(now) {
+        if let Some(key) = self.items.claim(&core.bus, now) {
             self.waits = Waits::Key(key);
             return Ok(Step::Waits);
         }
-        let mut written = Vec::with_capacity(self.items.len());
-        for item in self.items.iter_mut().filter(|item| !item.duplicate) {
-            written.push(Written {
-                event: item.event.clone(),
-                stored: item.stored.take().unwrap_or_default(),
-                token: item.token,
-                key: item.key,
-                timing: item.timing,
-            });
-        }
+        let written = self.items.written();
         if written.is_empty() {
-            self.count_duplicates();
+            self.items.count_duplicates(&core.bus);
             return Ok(Step::Over);
         }
         let count = written.len();
@@ -193,21 +158,14 @@ impl Course {
             .publish(&core.bus, written, self.durability)
         {
             Ok(publication) => {
-                self.count_duplicates();
+                self.items.count_duplicates(&core.bus);
                 self.waits = Waits::Commit(publication);
                 Ok(Step::Waits)
             }
             Err((refusal, written)) => {
-                self.release();
-                let mut written = written.into_iter();
-                for item in self.items.iter_mut().filter(|item| !item.duplicate) {
-                    item.stored = written.next().map(|written| written.stored);
-                }
+                self.items.put_back(&core.bus, written);
                 match refusal {
                     Refusal::Journal(JournalError::Busy { .. }) => {
-                        self.items
-                            .iter_mut()
-                            .for_each(|item| item.duplicate = false);
                         self.waits = Waits::Room(count);
                         Ok(Step::Waits)
                     }
@@ -215,7 +173,7 @@ impl Course {
                     Refusal::Journal(JournalError::Closed) => self.begin(py),
                     Refusal::Journal(error) => Err(self.refused(exception(py, &error))),
                     Refusal::Engine(error) => {
-                        self.discard_all();
+                        self.items.discard();
                         Err(errors::engine(py, &error))
                     }
                 }
@@ -223,71 +181,10 @@ impl Course {
         }
     }
 
-    /// Claims all keys, or none. The one whose fate is open.
-    fn claim(&mut self, now: u64) -> Option<Digest> {
-        let Self { core, items, .. } = self;
-        let (open, woken) = core.bus.with_keys(|keys| {
-            let mut mine = HashSet::new();
-            let mut open = None;
-            for item in items.iter_mut() {
-                item.duplicate = false;
-                let Some(key) = &item.key else { continue };
-                // Of equal ones in a batch the first counts.
-                if mine.contains(&key.short()) {
-                    item.duplicate = true;
-                    continue;
-                }
-                match keys.look(key, now) {
-                    Claim::Vacant => {
-                        keys.hold(key);
-                        mine.insert(key.short());
-                    }
-                    Claim::Duplicate => item.duplicate = true,
-                    Claim::Pending => {
-                        open = Some(*key);
-                        break;
-                    }
-                }
-            }
-            let mut woken = Vec::new();
-            if open.is_some() {
-                for key in items.iter().filter_map(|item| item.key.as_ref()) {
-                    if mine.remove(&key.short()) {
-                        woken.extend(keys.release(key));
-                    }
-                }
-            }
-            (open, woken)
-        });
-        wake_all(woken);
-        open
-    }
-
-    /// Lets go of the claims.
-    fn release(&self) {
-        for item in self.items.iter().filter(|item| !item.duplicate) {
-            if let Some(key) = &item.key {
-                wake_all(self.bus().with_keys(|keys| keys.release(key)));
-            }
-        }
-    }
-
-    fn count_duplicates(&self) {
-        for item in self.items.iter().filter(|item| item.duplicate) {
-            self.bus().count_duplicate();
-            discard(&item.event);
-        }
-    }
-
-    fn discard_all(&self) {
-        for item in &self.items {
-            discard(&item.event);
-        }
-    }
-
     fn refused(&self, error: PyErr) -> PyErr {
-        self.items.iter().for_each(|_| self.bus().count_rejected());
-        self.discard_all();
+        let events = &self.items.0;
+        events.iter().for_each(|_| self.bus().count_rejected());
+        self.items.discard();
         error
     }
 
@@ -365,9 +262,9 @@ impl Course {
             Waits::Commit(_) => {}
             Waits::Key(_) => {
                 self.bus().count_cancelled();
-                self.discard_all();
+                self.items.discard();
             }
-            Waits::Nothing | Waits::Room(_) => self.discard_all(),
+            Waits::Nothing | Waits::Room(_) => self.items.discard(),
         }
     }
 
@@ -394,7 +291,7 @@ impl Course {
             Waits::Commit(publication) => (publication.first, Stored::Commit(publication)),
             _ => (0, BEFORE),
         };
-        let results = self.items.into_iter().map(|item| {
+        let results = self.items.0.into_iter().map(|item| {
             if item.duplicate {
                 return (item.event, None);
             }

@@ -3,6 +3,7 @@
 
 mod course;
 mod encode;
+mod items;
 mod keep;
 mod revive;
 mod seen;
@@ -30,6 +31,8 @@ use crate::engine::journal::{
 use crate::engine::store::Durability;
 
 pub use self::course::Course;
+pub use self::encode::stored;
+pub use self::items::{Item, Items};
 pub use self::keep::JournalSettings;
 
 /// After so many pages of log, 4 KiB each, they are brought into the file.
@@ -156,6 +159,17 @@ fn wall(clock: &Clock) -> f64 {
     told.unwrap_or_else(machine)
 }
 
+/// Now, on the bus's clock and in Unix time: one moment.
+pub fn moment(py: Python<'_>, clock: &Clock) -> PyResult<(u64, f64)> {
+    let machine = monotonic_ns();
+    let now = clock.at(py, machine)?;
+    let wall = match clock.is_machines() {
+        true => wall_at(machine),
+        false => clock.wall(py)?,
+    };
+    Ok((now, wall))
+}
+
 /// Told of commits.
 struct Watch(Weak<Core>);
 
@@ -198,12 +212,16 @@ pub fn exception(py: Python<'_>, error: &JournalError) -> PyErr {
         JournalError::NoSubscription { .. } | JournalError::Registered { .. } => {
             (Error::InvalidOption, "name")
         }
+        JournalError::Statement { .. } | JournalError::NotHeld { .. } => {
+            (Error::TransactionFailed, "")
+        }
         JournalError::DeadLetter(error) => {
             return super::dead_letters::exception(py, error);
         }
         JournalError::OutOfOrder { .. }
         | JournalError::Closed
-        | JournalError::Statement(_)
+        | JournalError::Refused
+        | JournalError::Settled
         | JournalError::NoSql
         | JournalError::Store(_) => (Error::StorageError, "path"),
     };

@@ -243,6 +243,7 @@ impl Known {
                     attempt: call.attempt,
                     subscription: call.subscription.clone_ref(py),
                     deadline: call.deadline.is_finite().then_some(call.deadline),
+                    sequence: Some(call.sequence),
                 });
                 // Making an object may start the garbage collector, and with it anybody's code.
                 drop(me);

@@ -17,6 +17,7 @@ use crate::engine::clock::Nanos;
 use crate::engine::dead_letters::{
     DeadLetter, DeadLetterError, DeadLetters, Failure, Fingerprint, Limits, Statistics,
 };
+use crate::engine::durable::Refusal;
 use crate::engine::journal::{JournalError, Unit};
 use crate::engine::lane::Letter;
 use crate::engine::metrics::Recent;
@@ -273,6 +274,17 @@ impl LetterSink {
         true
     }
 
+    /// A letter has left with the settlement of its delivery.
+    pub fn left(&self, py: Python<'_>, id: &str) {
+        self.under_way.remove(id);
+        self.originals.remove(id);
+        {
+            let mut seen = lock(&self.seen);
+            seen.last.entries = seen.last.entries.saturating_sub(1);
+        }
+        self.room_made(py);
+    }
+
     /// Lets go of payloads whose letters have gone.
     pub fn prune(&self, py: Python<'_>) {
         let ids = self.originals.ids();
@@ -391,17 +403,18 @@ impl LetterSink {
     ) -> Kept<PyOps> {
         let journaled = core.journaled.as_ref();
         let engine = journaled.map(|journaled| &journaled.engine);
-        let unit = Unit {
+        let bus = &core.bus;
+        let mut unit = Unit {
             dead_letter: Some(*letter),
             ..Unit::default()
         };
         dying.as_one = true;
         let (lane, level, sequence) = (dying.lane.clone(), dying.entry.level, dying.entry.sequence);
         let waiting = Arc::new(Mutex::new(Some(dying)));
-        let (core, sink, told) = (Arc::downgrade(core), self.clone(), waiting.clone());
+        let (weak, sink, told) = (Arc::downgrade(core), self.clone(), waiting.clone());
         let done = move |outcome: Result<Durability, JournalError>| {
             Python::try_attach(|py| {
-                let (Some(core), Some(dying)) = (core.upgrade(), lock(&told).take()) else {
+                let (Some(core), Some(dying)) = (weak.upgrade(), lock(&told).take()) else {
                     return;
                 };
                 match &outcome {
@@ -418,13 +431,19 @@ impl LetterSink {
                 core.bus.letter_kept(dying, outcome.is_ok(), now);
             });
         };
-        let handed =
-            engine.map(|engine| engine.settle_with(&lane, level, sequence, unit, Box::new(done)));
+        let place = engine.and_then(|engine| Some((engine, engine.place(lane.id)?)));
+        let handed = place.map(|(engine, place)| {
+            let delivery = Some((level, sequence));
+            let (os, done) = (Durability::Os, Box::new(done));
+            engine.settle_with(bus, &place, delivery, &mut unit, Vec::new(), os, done)
+        });
         match handed {
             Some(Ok(())) => Kept::Later,
             refused => {
-                let reason = refused.and_then(Result::err);
-                let reason = reason.unwrap_or(JournalError::Closed);
+                let reason = match refused.and_then(Result::err) {
+                    Some((Refusal::Journal(reason), _)) => reason,
+                    _ => JournalError::Closed,
+                };
                 let Some(dying) = lock(&waiting).take() else {
                     return Kept::Later;
                 };

@@ -9,6 +9,7 @@ use rusqlite::types::ValueRef;
 
 use super::super::storage::Value;
 use super::reader::open_to_read;
+use super::statement::bind;
 use crate::engine::store::{Problem, StoreError, make_file};
 
 /// Pages that are copied before the operating system may want something else.
@@ -85,7 +86,9 @@ fn ask(
         let text = format!("the question has {wanted} parameters, and {given} were given");
         return Err(Problem::Sqlite(text));
     }
-    super::bind(&mut statement, parameters)?;
+    for (at, value) in parameters.iter().enumerate() {
+        bind(&mut statement, at + 1, value)?;
+    }
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next()? {
         if answer.rows.len() == limit {

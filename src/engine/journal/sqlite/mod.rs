@@ -5,6 +5,7 @@ mod copy;
 mod guard;
 mod reader;
 mod rows;
+mod statement;
 mod status;
 mod upkeep;
 mod verify;
@@ -15,13 +16,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, Statement, params};
+use rusqlite::{Connection, params};
 
 use super::error::JournalError;
 use super::event::Event;
 use super::storage::{
     Change, CommitError, CursorRow, Damage, Head, Horizon, Reader, Retained, Storage,
-    SubscriptionId, SubscriptionRow, Unit, Value,
+    SubscriptionId, SubscriptionRow, Unit,
 };
 use crate::engine::dead_letters::table::{self, Outcome};
 use crate::engine::dead_letters::{DeadLetterError, Limits};
@@ -164,14 +165,25 @@ impl SqliteStorage {
         now: WallSeconds,
         head: &mut Head,
     ) -> Result<Result<(), JournalError>, Problem> {
-        for statement in &unit.statements {
-            if let Err(problem) = self.run_statement(&statement.sql, &statement.parameters) {
+        for (at, theirs) in unit.statements.iter().enumerate() {
+            let run = {
+                let _guarded = self.guard.raise();
+                statement::run(&self.connection, theirs)
+            };
+            match run {
+                Ok(()) => {}
                 // The user's mistake is theirs alone.
-                return match problem.is_of_the_request() {
-                    true => Ok(Err(JournalError::Statement(problem.to_string()))),
-                    false => Err(problem),
-                };
+                Err(Problem::Sqlite(reason)) => {
+                    let number = at + 1;
+                    return Ok(Err(JournalError::Statement { number, reason }));
+                }
+                Err(problem) => return Err(problem),
             }
+        }
+        if let Some((id, holder)) = &unit.redriven
+            && !table::succeeded(&self.connection, id, *holder)?
+        {
+            return Ok(Err(JournalError::NotHeld { id: id.clone() }));
         }
         if let Some(letter) = &unit.dead_letter
             && table::add(&self.connection, letter.clone(), &self.limits, now)? == Outcome::Full
@@ -188,28 +200,6 @@ impl SqliteStorage {
         rows::insert_events(&self.connection, &mut unit.events.iter(), head)?;
         Ok(Ok(()))
     }
-
-    fn run_statement(&self, sql: &str, parameters: &[Value]) -> Result<(), Problem> {
-        let _guarded = self.guard.raise();
-        let mut statement = self.connection.prepare(sql)?;
-        bind(&mut statement, parameters)?;
-        let mut rows = statement.raw_query();
-        while rows.next()?.is_some() {}
-        Ok(())
-    }
-}
-
-fn bind(statement: &mut Statement<'_>, parameters: &[Value]) -> Result<(), Problem> {
-    for (at, value) in parameters.iter().enumerate() {
-        match value {
-            Value::Null => statement.raw_bind_parameter(at + 1, rusqlite::types::Null)?,
-            Value::Integer(value) => statement.raw_bind_parameter(at + 1, value)?,
-            Value::Real(value) => statement.raw_bind_parameter(at + 1, value)?,
-            Value::Text(value) => statement.raw_bind_parameter(at + 1, value)?,
-            Value::Blob(value) => statement.raw_bind_parameter(at + 1, value)?,
-        }
-    }
-    Ok(())
 }
 
 impl Storage for SqliteStorage {
@@ -278,6 +268,21 @@ impl Storage for SqliteStorage {
                 }
             }
             Ok(())
+        })
+    }
+
+    fn is_straggler(
+        &mut self,
+        subscription: SubscriptionId,
+        level: Priority,
+        sequence: u64,
+    ) -> Result<bool, StoreError> {
+        self.at(|storage| {
+            let mut known = storage.connection.prepare_cached(
+                "SELECT 1 FROM straggler \
+                 WHERE subscription = ?1 AND priority = ?2 AND sequence = ?3",
+            )?;
+            Ok(known.exists(params![subscription, level as i64, sequence as i64])?)
         })
     }
 
