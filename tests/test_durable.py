@@ -937,6 +937,45 @@ def test_a_bus_that_is_dropped_lets_go_of_its_file(path):
     assert run(again()) == [1]
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_is_published_while_the_bus_stops_is_not_passed_over(path, restart):
+    """Nothing is handled any more, and the file is still open: who was through with everything is not any more."""
+    got = []
+
+    async def handle(event):
+        got.append(event.data)
+
+    def fresh():
+        bus = EventBus(path=path)
+        bus.subscribe("a", handle, name="s")
+        return bus
+
+    async def main():
+        bus = fresh()
+        await bus.start()
+        await bus.publish("a", 1)
+        await bus.drain()
+        put_down = bus._put_down
+
+        async def late():
+            await bus.publish("a", 2)
+            await put_down()
+
+        bus._put_down = late  # type: ignore[method-assign]
+        await bus.stop()
+        del bus._put_down
+        if restart:
+            bus = fresh()
+        async with bus:
+            await bus.drain()
+            await bus.publish("a", 3)
+            await bus.drain()
+            assert bus.audit().balanced
+
+    run(main())
+    assert got == [1, 2, 3]
+
+
 def test_the_file_is_read_by_anybody_meanwhile(path):
     async def main():
         async with EventBus(path=path) as bus:

@@ -2,7 +2,6 @@
 //! of. It waits for the journal's writer, and nobody waits for it.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::engine::journal::{Journal, JournalError, Keeping, Upkeep};
@@ -65,10 +64,10 @@ impl Charge {
     }
 }
 
-/// See the module. Dropped, it ends by itself.
+/// See the module. Dropped, it ends within a commit, and nobody waits for that: whoever drops it may be
+/// the writer, for which it waits.
 pub(super) struct Keeper {
     pub(super) charge: Arc<Charge>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
@@ -88,7 +87,7 @@ impl Keeper {
         });
         let works_on = charge.clone();
         let thread = std::thread::Builder::new().name("ironbus-upkeep".into());
-        let thread = thread.spawn(move || {
+        thread.spawn(move || {
             let mut pause = works_on.keep.first;
             while works_on.wait(pause) {
                 // Whoever hears of it has been told.
@@ -96,31 +95,13 @@ impl Keeper {
                 pause = works_on.keep.pause;
             }
         })?;
-        Ok(Self {
-            charge,
-            thread: Some(thread),
-        })
-    }
-
-    /// Ends it, and waits for that: a commit at most.
-    pub(super) fn end(mut self) {
-        self.tell();
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
-    }
-
-    fn tell(&self) {
-        *lock(&self.charge.ends) = true;
-        self.charge.changed.notify_all();
+        Ok(Self { charge })
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.tell();
+        *lock(&self.charge.ends) = true;
+        self.charge.changed.notify_all();
     }
 }

@@ -286,9 +286,7 @@ impl<O: Ops> Durable<O> {
     /// Writes what there is, and closes the journal. Waits for the disk.
     pub fn close(&self) -> Result<(), JournalError> {
         let members = lock(&self.changing);
-        if let Some(keeper) = lock(&self.keeper).take() {
-            keeper.end();
-        }
+        drop(lock(&self.keeper).take());
         self.refiller.end();
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread

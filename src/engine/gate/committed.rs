@@ -187,6 +187,13 @@ impl<O: Ops> Gate<O> {
                 // Whoever called has the event, too: nothing is dropped here.
                 state.let_in(&self.router, &held, now, effects, &mut routes);
             } else {
+                // A lane that was through with all until now is not any more: it is not to go on
+                // behind an event that it was not given.
+                for lane in &self.router.route(&held.event_type).lanes {
+                    if let Some(backing) = &lane.options.backing {
+                        backing.accept(held.level, held.sequence, false);
+                    }
+                }
                 state.held.push_back(held);
             }
         }
