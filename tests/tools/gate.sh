@@ -7,6 +7,8 @@ cd "$(dirname "$0")/../.."
 bin=$PWD/.venv/bin
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export VIRTUAL_ENV=$PWD/.venv PYO3_PYTHON=$bin/python
+# Everything is built once here, and what an earlier compiler run remembers can only mislead it.
+export CARGO_INCREMENTAL=0
 current=start
 began=$SECONDS
 
