@@ -367,7 +367,7 @@ def query(
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 1_000,
     as_json: AsJsonLines = False,
 ) -> None:
-    """Ask a journal in SQL; nothing can be changed. Of use: the views backlog, events, dead_letters and failures."""
+    """Ask a journal in SQL, read-only. Of use: the views backlog, stragglers, events, dead_letters and failures."""
     with errors_told():
         answer = Journal(file).query_sync(sql, limit=limit)
     if as_json:

@@ -26,6 +26,15 @@ const OWN: [&str; 13] = [
     "sqlite_sequence",
 ];
 
+/// The views that come with them.
+const VIEWS: [&str; 5] = [
+    "backlog",
+    "stragglers",
+    "events",
+    "dead_letters",
+    "failures",
+];
+
 /// Whether a statement of the user is being prepared. SQLite asks then and only then, so the
 /// journal's own statements, prepared once, are never looked at again.
 #[derive(Clone, Debug, Default)]
@@ -72,9 +81,9 @@ fn is_allowed(action: &AuthAction<'_>) -> bool {
         | AuthAction::CreateTrigger { table_name, .. }
         | AuthAction::CreateTempTrigger { table_name, .. }
         | AuthAction::DropTrigger { table_name, .. } => theirs(table_name),
-        AuthAction::DropView { view_name } => !["backlog", "events", "dead_letters", "failures"]
-            .iter()
-            .any(|own| own.eq_ignore_ascii_case(view_name)),
+        AuthAction::DropView { view_name } => {
+            !VIEWS.iter().any(|own| own.eq_ignore_ascii_case(view_name))
+        }
         AuthAction::Transaction { .. }
         | AuthAction::Savepoint { .. }
         | AuthAction::Attach { .. }

@@ -91,7 +91,8 @@ CREATE TABLE event_damaged (
     idempotency_key, digest, correlation_id, causation_id, data, checksum
 );
 
--- For people: what each subscription still has to do, and the latest events.
+-- For people, and described in README.md: what each subscription still has to do, what it comes
+-- back to, and the events.
 CREATE VIEW backlog AS
     SELECT s.name AS subscription,
         (SELECT count(*) FROM cursor c JOIN event e
@@ -106,6 +107,13 @@ CREATE VIEW backlog AS
         (SELECT min(position) FROM cursor c WHERE c.subscription = s.id) AS position,
         datetime(s.seen, 'unixepoch') AS seen
     FROM subscription s ORDER BY s.name;
+CREATE VIEW stragglers AS
+    SELECT s.name AS subscription, t.sequence,
+        CASE t.priority WHEN 0 THEN 'CRITICAL' WHEN 1 THEN 'HIGH' WHEN 2 THEN 'NORMAL' ELSE 'LOW' END
+            AS priority,
+        e.type, e.key, t.state, t.attempt, datetime(t.due, 'unixepoch') AS due
+    FROM straggler t JOIN subscription s ON s.id = t.subscription
+        LEFT JOIN event e ON e.sequence = t.sequence ORDER BY s.name, t.sequence;
 CREATE VIEW events AS
     SELECT sequence, datetime(accepted, 'unixepoch') AS accepted,
         CASE priority WHEN 0 THEN 'CRITICAL' WHEN 1 THEN 'HIGH' WHEN 2 THEN 'NORMAL' ELSE 'LOW' END
