@@ -34,6 +34,20 @@ fn opened(now: u64) -> Circuit {
 }
 
 #[test]
+fn one_in_doubt_asks_with_a_probe_first() {
+    let mut circuit = Circuit::new(CONFIG, 0);
+    assert!(circuit.doubt(5).is_some());
+    let probe = permit(&mut circuit, 5);
+    assert!(probe.is_probe());
+    assert!(circuit.try_acquire(5).0.is_err());
+    circuit.report(probe, Outcome::Failure, 6);
+    assert_eq!(circuit.snapshot().state, State::Open);
+    // What it knows already is not doubted.
+    assert!(circuit.doubt(7).is_none());
+    assert!(opened(0).doubt(1).is_none());
+}
+
+#[test]
 fn failures_in_a_row_open_it_and_a_success_breaks_the_row() {
     use Outcome::{Failure, Ignored, Success};
     let mut circuit = Circuit::new(CONFIG, 0);

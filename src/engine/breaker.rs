@@ -237,6 +237,15 @@ impl Circuit {
         self.go(state, now)
     }
 
+    /// Calls failed in an earlier life, and nobody knows whether they still do: if it lets all through,
+    /// it asks with a probe first.
+    pub fn doubt(&mut self, now: Nanos) -> Option<Change> {
+        match self.state {
+            State::Closed => self.go(State::HalfOpen, now),
+            State::Open | State::HalfOpen => None,
+        }
+    }
+
     /// Goes back to how it was, by the rules of now. Its generation does not go back: a change of state
     /// is one, and calls that run over it are ignored when they end.
     pub fn restore(&mut self, before: Self, now: Nanos) -> Option<Change> {
@@ -379,6 +388,12 @@ impl Breaker {
     /// See [`Circuit::force`].
     pub fn force(&self, state: State, now: Nanos) {
         let change = lock(&self.circuit).force(state, now);
+        self.tell(change);
+    }
+
+    /// See [`Circuit::doubt`].
+    pub fn doubt(&self, now: Nanos) {
+        let change = lock(&self.circuit).doubt(now);
         self.tell(change);
     }
 

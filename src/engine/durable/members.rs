@@ -130,6 +130,16 @@ fn attach<O: Ops>(
         bus.gate.take_back(&lane, &mut effects);
         window.attach(subscription.clone(), open.journal.in_flight());
         let stragglers = left.take().unwrap_or_default();
+        // One that only died has not failed for that; but it may have before.
+        let failing = |(it, _): &(Straggler, _)| match it.state {
+            StragglerState::Retry => it.attempt > 0,
+            StragglerState::Suspect => it.attempt > 1,
+            StragglerState::Waiting | StragglerState::Redrive => false,
+        };
+        if stragglers.iter().any(failing) {
+            // A breaker that forgot that would cost them attempts.
+            lane.doubt_breaker(now);
+        }
         let (mut entries, mut later) = (Vec::new(), Vec::new());
         for (straggler, event) in stragglers {
             let (level, sequence) = (straggler.level, straggler.sequence);

@@ -78,6 +78,13 @@ impl<O: Ops> Lane<O> {
         }
     }
 
+    /// What the lane is given was failing in an earlier life. Called with no lock held.
+    pub(in crate::engine) fn doubt_breaker(&self, now: Nanos) {
+        if let Some(guard) = &self.guard {
+            guard.breaker.doubt(now);
+        }
+    }
+
     /// A change that the lane's question made. Called with no lock held.
     pub(in crate::engine) fn tell_breaker(&self, change: Option<Change>) {
         if let Some(guard) = &self.guard {
