@@ -343,9 +343,10 @@ impl Bus {
                 journaled.open(py, &core)?;
             }
         }
-        core.pool().open(py, &core)?;
         core.release_held();
         core.bus.open(now);
+        // After what was kept is in the lanes: a thread would begin with what was there before.
+        core.pool().open(py, &core)?;
         if let Some(journaled) = &core.journaled {
             py.detach(|| journaled.engine.resume());
         }

@@ -208,20 +208,17 @@ impl Pool {
             returning: Mutex::default(),
             returned: Condvar::new(),
         });
-        let hire = {
+        let hired: Vec<_> = {
             let mut state = lock(&self.state);
             // Threads of an earlier crew serve no more, or did not survive a fork: they go home, if they
             // are there, and do not count.
             state.crew = Some(crew);
             state.threads = 0;
             state.wake_all();
-            if state.ready.is_empty() {
-                None
-            } else {
-                self.staff(&mut state)
-            }
+            let lanes = state.ready.len();
+            (0..lanes).map_while(|_| self.staff(&mut state)).collect()
         };
-        if let Some((crew, id)) = hire {
+        for (crew, id) in hired {
             self.hire(crew, id);
         }
         Ok(())
