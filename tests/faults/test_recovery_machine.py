@@ -256,7 +256,10 @@ class LosingMachine(RecoveryMachine):
         self.runner.close()
 
 
-STEPS = settings(max_examples=times(80, 400), stateful_step_count=40, deadline=None)
+# In the gate the same each time; at length, others each time.
+STEPS = settings(
+    max_examples=times(80, 400), stateful_step_count=40, deadline=None, database=None, derandomize=times(True, False)
+)
 
 
 def test_the_bus_does_what_the_model_does():
@@ -267,5 +270,5 @@ def test_the_bus_does_what_the_model_does():
 def test_a_fault_that_loses_one_event_is_noticed():
     """The negative control: by the ledger, at the step that loses it."""
     with pytest.raises(AssertionError, match="the ledger does not balance"):
-        run_state_machine_as_test(LosingMachine, settings=settings(STEPS, print_blob=False))
+        run_state_machine_as_test(LosingMachine, settings=settings(STEPS, max_examples=10_000, print_blob=False))
     control()
