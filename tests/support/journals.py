@@ -42,7 +42,7 @@ def write(path: Path) -> EventBus:
     bus.sync.start()
     fill(bus, HANDLED, 1)
     # A drain would wait for the other, too.
-    while bus.audit().subscriptions["bill"].pending:
+    while (lane := bus.audit().subscriptions["bill"]).done + lane.dead < HANDLED:
         pass
     billing.pause()
     # With the first of these goes what "bill" has settled.
