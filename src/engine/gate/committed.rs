@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 
 use super::effects::{Effects, signal};
-use super::{Gate, Held, State, Timing};
+use super::{Arrival, Gate, Held, State, Timing};
 use crate::engine::clock::Nanos;
 use crate::engine::error::EngineError;
 use crate::engine::lane::{Entry, Lane};
@@ -273,12 +273,14 @@ impl<O: Ops> Gate<O> {
             state.push_begun(lane, level, sequence, effects);
             state.push(
                 lane,
-                sequence,
-                now,
-                token,
-                level,
-                &event.event,
-                timing,
+                &Arrival {
+                    sequence,
+                    at: now,
+                    token,
+                    level,
+                    event: &event.event,
+                    timing,
+                },
                 effects,
             );
         }
@@ -288,12 +290,14 @@ impl<O: Ops> Gate<O> {
             let (sequence, at, token) = (newcomer.sequence, newcomer.at, newcomer.token);
             state.push(
                 lane,
-                sequence,
-                at,
-                token,
-                level,
-                &newcomer.event,
-                timing,
+                &Arrival {
+                    sequence,
+                    at,
+                    token,
+                    level,
+                    event: &newcomer.event,
+                    timing,
+                },
                 effects,
             );
             newcomer.event
@@ -436,16 +440,7 @@ impl<O: Ops> State<O> {
         effects.wake(held.event.routed(route.owed - doubles));
         for (at, lane) in lanes {
             match &lane.options.backing {
-                None => self.push(
-                    lane,
-                    held.sequence,
-                    held.at,
-                    held.token,
-                    held.level,
-                    &held.event,
-                    held.timing.as_ref(),
-                    effects,
-                ),
+                None => self.push(lane, &held.arrival(held.at), effects),
                 Some(_) if again(at, lane) => {}
                 Some(backing) => {
                     let Some(spill) = self.spill(lane) else {
@@ -466,16 +461,7 @@ impl<O: Ops> State<O> {
                             timing: held.timing,
                         });
                     } else {
-                        self.push(
-                            lane,
-                            held.sequence,
-                            now,
-                            held.token,
-                            held.level,
-                            &held.event,
-                            held.timing.as_ref(),
-                            effects,
-                        );
+                        self.push(lane, &held.arrival(now), effects);
                     }
                 }
             }

@@ -123,6 +123,19 @@ struct Held<O: Ops> {
     durable: bool,
 }
 
+impl<O: Ops> Held<O> {
+    fn arrival(&self, at: Nanos) -> Arrival<'_, O> {
+        Arrival {
+            sequence: self.sequence,
+            at,
+            token: self.token,
+            level: self.level,
+            event: &self.event,
+            timing: self.timing.as_ref(),
+        }
+    }
+}
+
 /// A lane, as the gate sees it.
 struct Door<O: Ops> {
     lane: Arc<Lane<O>>,
@@ -134,6 +147,30 @@ struct Door<O: Ops> {
 
 /// The ledger's counts, and each lane with what was routed to it.
 pub type Report<O> = (Counts, Vec<(Arc<Lane<O>>, u64, LaneReport)>);
+
+/// An event that is accepted, as its lanes get it.
+struct Arrival<'a, O: Ops> {
+    sequence: u64,
+    at: Nanos,
+    token: u64,
+    level: Priority,
+    event: &'a Shared<Envelope<O>>,
+    timing: Option<&'a Timing>,
+}
+
+impl<'a, O: Ops> Arrival<'a, O> {
+    #[inline(always)]
+    fn of(offer: &Offer<'a, O>, sequence: u64, at: Nanos) -> Self {
+        Self {
+            sequence,
+            at,
+            token: offer.token,
+            level: offer.level,
+            event: offer.event,
+            timing: offer.timing,
+        }
+    }
+}
 
 struct State<O: Ops> {
     epoch: u64,
@@ -376,17 +413,9 @@ impl<O: Ops> Gate<O> {
             }
         }
         let sequence = self.accept(state, offer, route, effects);
+        let arrival = Arrival::of(offer, sequence, now);
         for lane in &route.lanes {
-            state.push(
-                lane,
-                sequence,
-                now,
-                offer.token,
-                offer.level,
-                offer.event,
-                offer.timing,
-                effects,
-            );
+            state.push(lane, &arrival, effects);
         }
         Published::Accepted(sequence)
     }
@@ -402,18 +431,9 @@ impl<O: Ops> Gate<O> {
         effects: &mut Effects<O>,
     ) -> u64 {
         let sequence = self.accept(state, offer, route, effects);
+        let arrival = Arrival::of(offer, sequence, now);
         for lane in &route.lanes {
-            let door = state.door(lane);
-            door.enter(
-                lane,
-                sequence,
-                now,
-                offer.token,
-                offer.level,
-                offer.event,
-                offer.timing,
-                effects,
-            );
+            state.door(lane).enter(lane, &arrival, effects);
         }
         sequence
     }
@@ -567,16 +587,7 @@ impl<O: Ops> Gate<O> {
             effects.wake(held.event.routed(route.owed));
             held.event.set_route(route.clone());
             for lane in &route.lanes {
-                state.push(
-                    lane,
-                    held.sequence,
-                    held.at,
-                    held.token,
-                    held.level,
-                    &held.event,
-                    held.timing.as_ref(),
-                    effects,
-                );
+                state.push(lane, &held.arrival(held.at), effects);
             }
             routes.push(route);
         }
@@ -678,31 +689,21 @@ impl<O: Ops> Gate<O> {
 
 impl<O: Ops> State<O> {
     #[inline]
-    #[allow(clippy::too_many_arguments)]
-    fn push(
-        &mut self,
-        lane: &Arc<Lane<O>>,
-        sequence: u64,
-        at: Nanos,
-        token: u64,
-        level: Priority,
-        event: &Shared<Envelope<O>>,
-        timing: Option<&Timing>,
-        effects: &mut Effects<O>,
-    ) {
+    fn push(&mut self, lane: &Arc<Lane<O>>, arrival: &Arrival<'_, O>, effects: &mut Effects<O>) {
         let door = self.door(lane);
+        let level = arrival.level;
         if !lane.has_room(level) {
             match lane.options.overflow {
                 Overflow::DropOldest => match lane.evict(level) {
                     Some(evicted) => effects.let_go(lane, evicted.into_event()),
                     // Everything queued had begun before: the newcomer goes instead.
-                    None => return door.turn_away(event, effects),
+                    None => return door.turn_away(arrival.event, effects),
                 },
-                Overflow::DropNew => return door.turn_away(event, effects),
+                Overflow::DropNew => return door.turn_away(arrival.event, effects),
                 Overflow::Block | Overflow::Reject | Overflow::Spill => {}
             }
         }
-        door.enter(lane, sequence, at, token, level, event, timing, effects);
+        door.enter(lane, arrival, effects);
     }
 
     #[inline(always)]
@@ -718,18 +719,15 @@ impl<O: Ops> State<O> {
 impl<O: Ops> Door<O> {
     /// Lets an event in, whatever room there is.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // as of `push`
-    fn enter(
-        &mut self,
-        lane: &Arc<Lane<O>>,
-        sequence: u64,
-        at: Nanos,
-        token: u64,
-        level: Priority,
-        event: &Shared<Envelope<O>>,
-        timing: Option<&Timing>,
-        effects: &mut Effects<O>,
-    ) {
+    fn enter(&mut self, lane: &Arc<Lane<O>>, arrival: &Arrival<'_, O>, effects: &mut Effects<O>) {
+        let &Arrival {
+            sequence,
+            at,
+            token,
+            level,
+            event,
+            timing,
+        } = arrival;
         self.routed += 1;
         lane.entering(level);
         let timing = timing.filter(|_| !lane.options.untimed);

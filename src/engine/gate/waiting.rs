@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use hashbrown::HashSet;
 
 use super::effects::Effects;
-use super::{Gate, Held, Offer, State, Timing};
+use super::{Arrival, Gate, Held, Offer, State, Timing};
 use crate::engine::clock::Nanos;
 use crate::engine::digest::Digest;
 use crate::engine::error::EngineError;
@@ -144,12 +144,14 @@ impl<O: Ops> Gate<O> {
                     for lane in &waiter.route.lanes {
                         state.push(
                             lane,
-                            sequence,
-                            now,
-                            waiter.token,
-                            waiter.level,
-                            &waiter.event,
-                            waiter.timing.as_ref(),
+                            &Arrival {
+                                sequence,
+                                at: now,
+                                token: waiter.token,
+                                level: waiter.level,
+                                event: &waiter.event,
+                                timing: waiter.timing.as_ref(),
+                            },
                             effects,
                         );
                     }
