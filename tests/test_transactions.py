@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import threading
 
 import pytest
@@ -407,6 +408,60 @@ def test_statements_that_are_refused_harm_nobody_else(path, sql, parameters, tex
     with pytest.raises(TransactionFailed, match=text):
         raise failure
     assert "hunter2" not in str(failure)
+
+
+OTHERS = {
+    "conflict": ("CREATE TABLE one (n UNIQUE ON CONFLICT ROLLBACK)", "UNIQUE constraint failed: one.n"),
+    "trigger": (
+        "CREATE TABLE one (n); CREATE TRIGGER t AFTER INSERT ON one "
+        "WHEN (SELECT count(*) FROM one WHERE n = new.n) > 1 BEGIN SELECT RAISE(ROLLBACK, 'hunter2'); END",
+        "constraint failed",
+    ),
+    "deferred": (
+        "CREATE TABLE p (n PRIMARY KEY); INSERT INTO p VALUES (0), (1), (3), (4); "
+        "CREATE TABLE one (n REFERENCES p DEFERRABLE INITIALLY DEFERRED)",
+        "deferred FOREIGN KEY constraint fails",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_table_of_another_program_that_undoes_the_commit_fails_its_delivery_alone(path, kind):
+    """Those that are written together with it go through, and the journal goes on."""
+    made, text = OTHERS[kind]
+
+    async def handler(event):
+        n = event.data["n"]
+        with event.delivery.transaction() as tx:
+            # The third one is as the second, or has no parent.
+            tx.execute("INSERT INTO one VALUES (?)", (1 if n == 2 and kind != "deferred" else n,))
+            tx.publish("child", {"n": n})
+
+    async def main():
+        async with EventBus(path=path):
+            pass
+        database = sqlite3.connect(path)
+        database.executescript(made)
+        database.close()
+        bus, children = EventBus(path=path), []
+        bus.subscribe("e", handler, name="h", concurrency=8, ordered=False)
+        bus.subscribe("child", lambda event: children.append(event.data["n"]), name="children")
+        async with bus:
+            await bus.publish("e", {"n": 1})
+            await bus.drain(timeout=30)
+            many = bus.publish_many([("e", {"n": n}) for n in (0, 2, 3, 4)])
+            await asyncio.gather(many, *(bus.publish("other", n) for n in range(5)))
+            await bus.drain(timeout=30)
+            assert sorted((await bus.query("SELECT n FROM one")).rows) == [(0,), (1,), (3,), (4,)]
+            assert sorted(children) == [0, 1, 3, 4]
+            (letter,) = await letters(bus)
+            assert letter.exception_type == "ironbus.errors.TransactionFailed"
+            assert letter.message.startswith("statement 1 of the transaction failed, and nothing of it happened: ")
+            assert text in letter.message
+            assert "hunter2" not in letter.message
+            assert bus.audit().balanced
+
+    run(main())
 
 
 def in_a_handler(work, bus=None, path=None):

@@ -202,7 +202,16 @@ impl Bus {
     }
 
     /// Numbers the events of a unit and hands it in.
-    pub fn unit(&self, mut unit: Unit, delivery: Option<Delivery>) -> (Ticket, Fate) {
+    pub fn unit(&self, unit: Unit, delivery: Option<Delivery>) -> (Ticket, Fate) {
+        self.try_unit(unit, delivery).expect("taken")
+    }
+
+    /// The same; with a ticket whether the batch, and with a fate whether the unit went through.
+    pub fn try_unit(
+        &self,
+        mut unit: Unit,
+        delivery: Option<Delivery>,
+    ) -> Result<(Ticket, Fate), JournalError> {
         let fate = Arc::new(Mutex::new(None));
         let (told, desk) = (fate.clone(), self.desk.clone());
         let mut sequence = lock(&self.sequence);
@@ -220,7 +229,7 @@ impl Bus {
             *lock(&told) = Some(outcome);
         });
         let ticket = self.journal.unit(unit, delivery, Durability::Os, done);
-        (ticket.expect("taken"), fate)
+        Ok((ticket?, fate))
     }
 
     /// Registers at the end of what was numbered so far.

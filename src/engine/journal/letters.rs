@@ -54,7 +54,7 @@ pub fn read_dead_letters(journal: &Path) -> Result<DeadLetterReader, StoreError>
 impl JournalDeadLetters {
     fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, Problem> + Send + 'static,
+        work: impl FnMut(&Connection) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, DeadLetterError> {
         self.shared
             .sql(self.durability, work)
@@ -95,7 +95,7 @@ impl JournalDeadLetters {
 impl DeadLetters for JournalDeadLetters {
     fn add(&self, letter: DeadLetter, now: WallSeconds) -> Result<Added, DeadLetterError> {
         let limits = self.limits;
-        match self.write(move |letters| table::add(letters, letter, &limits, now))? {
+        match self.write(move |letters| table::add(letters, letter.clone(), &limits, now))? {
             Outcome::Added(added) => Ok(added),
             Outcome::Full => Err(DeadLetterError::Full {
                 bound: self.limits.max_entries,
@@ -105,7 +105,7 @@ impl DeadLetters for JournalDeadLetters {
 
     fn import(&self, name: &str, letters: Vec<DeadLetter>) -> Result<bool, DeadLetterError> {
         let (name, limits) = (name.to_owned(), self.limits);
-        self.write(move |table| table::import(table, &name, letters, &limits))
+        self.write(move |table| table::import(table, &name, letters.clone(), &limits))
     }
 
     fn get(&self, id: &str) -> Result<Option<Stored>, DeadLetterError> {
@@ -176,6 +176,7 @@ impl DeadLetters for JournalDeadLetters {
     ) -> Result<bool, DeadLetterError> {
         let (id, limits) = (id.to_owned(), self.limits);
         self.write(move |letters| {
+            let failure = failure.clone();
             table::failed(letters, &id, holder, |letter| {
                 letter.redriven(failure, fingerprint, attempts, now, &limits);
             })

@@ -210,6 +210,10 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn has_begun(&self) -> bool {
+        true
+    }
+
     fn is_straggler(
         &mut self,
         subscription: SubscriptionId,

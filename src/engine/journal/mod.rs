@@ -147,7 +147,7 @@ impl Shared {
     fn run<T: Send + 'static>(
         &self,
         durability: Durability,
-        work: impl FnOnce(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
+        mut work: impl FnMut(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, JournalError> {
         let result = Arc::new(Mutex::new(None));
         let slot = result.clone();
@@ -163,14 +163,12 @@ impl Shared {
     fn sql<T: Send + 'static>(
         &self,
         durability: Durability,
-        work: impl FnOnce(&Connection) -> Result<T, Problem> + Send + 'static,
+        mut work: impl FnMut(&Connection) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, JournalError> {
         self.run(durability, move |storage, _| {
-            let (mut work, mut result) = (Some(work), None);
+            let mut result = None;
             let ran = storage.sql(&mut |connection| {
-                if let Some(work) = work.take() {
-                    result = Some(work(connection)?);
-                }
+                result = Some(work(connection)?);
                 Ok(())
             })?;
             Ok(ran.and_then(|()| result.ok_or(JournalError::Closed)))
@@ -426,7 +424,7 @@ impl Journal {
     fn run<T: Send + 'static>(
         &self,
         durability: Durability,
-        work: impl FnOnce(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnMut(&mut dyn Storage, &mut Head) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, JournalError> {
         self.shared.run(durability, work)
     }

@@ -1,4 +1,4 @@
-//! A file as words in memory. The only unsafe code of the journal; `in_flight` tests it with
+//! A file as words in memory. The only unsafe code of the journal but for a question to SQLite; `in_flight` tests it with
 //! threads.
 
 #![allow(unsafe_code)]

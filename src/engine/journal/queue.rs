@@ -12,9 +12,9 @@ use crate::engine::priority::Priority;
 use crate::engine::store::{Durability, StoreError, WallSeconds};
 use crate::engine::sync::{Condvar, Mutex, lock};
 
-/// An error of the medium here fails the whole batch.
-pub(super) type Task =
-    Box<dyn FnOnce(&mut dyn Storage, &mut Head) -> Result<(), StoreError> + Send>;
+/// An error of the medium here fails the whole batch. It is called again where the batch is written
+/// again.
+pub(super) type Task = Box<dyn FnMut(&mut dyn Storage, &mut Head) -> Result<(), StoreError> + Send>;
 
 /// Told the fate of a unit, by the writer, with no lock held.
 pub type UnitDone = Box<dyn FnOnce(Result<Durability, JournalError>) + Send>;
@@ -42,7 +42,7 @@ pub(super) struct PendingUnit {
 pub(super) enum Op {
     Event(Event),
     Unit(Box<PendingUnit>),
-    /// Until it has run.
+    /// None: only the head is to be written.
     Task(Option<Task>),
 }
 

@@ -232,6 +232,9 @@ pub trait Storage: Send {
         now: WallSeconds,
         head: &mut Head,
     ) -> Result<Result<(), JournalError>, StoreError>;
+    /// Whether what was begun still is. A unit's statement may have ended it and taken back all of
+    /// it, by a table of the user's that says ON CONFLICT ROLLBACK; that unit was refused.
+    fn has_begun(&self) -> bool;
     /// Cursors and stragglers as they are now.
     fn settle(&mut self, cursors: &[CursorRow], changes: &[Change]) -> Result<(), StoreError>;
     /// Whether a delivery is in the table of stragglers.

@@ -1,16 +1,18 @@
 //! The one thread that writes. It takes what has come, writes it as one commit, and tells
 //! everybody; then it takes what has come meanwhile.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::error::JournalError;
 use super::faults::Faults;
-use super::queue::{Batch, Op, PendingUnit};
-use super::storage::{Change, CommitError, CursorRow, Head, Storage};
+use super::queue::{Batch, Delivery, Op, PendingUnit};
+use super::storage::{Change, CommitError, CursorRow, Head, Storage, SubscriptionId};
 use super::subscription::Subscription;
 use super::upkeep::here;
 use super::{Commit, Observer, Registry, Shared};
+use crate::engine::priority::Priority;
 use crate::engine::store::{Durability, StoreError};
 use crate::engine::sync::lock;
 
@@ -27,6 +29,23 @@ pub(super) struct Writer {
 
 /// What was taken from the subscriptions for one batch.
 type Settlements = Vec<(Arc<Subscription>, Vec<CursorRow>, Vec<Change>)>;
+
+/// What the units of one batch settle.
+type Settled = BTreeMap<(SubscriptionId, Priority, u64), Delivery>;
+
+/// Why a batch is not ready to be committed.
+enum Unready {
+    /// The medium.
+    Failed(StoreError),
+    /// A unit has taken back all of it. That unit is refused: the others are written again.
+    Again,
+}
+
+impl From<StoreError> for Unready {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
 
 impl Writer {
     /// Writes until the journal is closed. Whatever ends it, nobody waits for ever.
@@ -80,7 +99,7 @@ impl Writer {
     fn write_batch(&mut self, mut batch: Batch) {
         let mut head = self.head;
         let mut settlements = Vec::new();
-        let mut settled = Vec::new();
+        let mut settled = Settled::new();
         let written = self.write(&mut batch, &mut head, &mut settlements, &mut settled);
         let durability = batch.durability.unwrap_or(Durability::Os);
         let outcome = match written {
@@ -96,7 +115,7 @@ impl Writer {
                 for (subscription, rows, changes) in settlements {
                     subscription.put_back(&rows, changes);
                 }
-                for unit in settled {
+                for unit in settled.into_values() {
                     unit.subscription.unsettle(unit.level, unit.sequence);
                 }
                 Err(match error {
@@ -123,7 +142,7 @@ impl Writer {
         batch: &mut Batch,
         head: &mut Head,
         settlements: &mut Settlements,
-        settled: &mut Vec<super::Delivery>,
+        settled: &mut Settled,
     ) -> Result<(), CommitError> {
         let now = (self.shared.clock)();
         let block = self.shared.queue.block();
@@ -135,8 +154,13 @@ impl Writer {
             // A number that may be given is to be known to be, whatever happens.
             batch.durability = batch.durability.max(Some(Durability::Fsync));
         }
-        let prepared = self.prepare(batch, head, now, settled);
-        let prepared = prepared.and_then(|()| {
+        let prepared = self.prepare(batch, head, now).and_then(|units| {
+            *settled = units;
+            for unit in settled.values() {
+                unit.subscription
+                    .settle_with_unit(unit.level, unit.sequence);
+                batch.dirty.push(unit.subscription.clone());
+            }
             for subscription in std::mem::take(&mut batch.dirty) {
                 let (rows, changes) = subscription.take(now);
                 settlements.push((subscription, rows, changes));
@@ -164,8 +188,25 @@ impl Writer {
         batch: &mut Batch,
         head: &mut Head,
         now: f64,
-        settled: &mut Vec<super::Delivery>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Settled, StoreError> {
+        let before = *head;
+        loop {
+            match self.try_prepare(batch, head, now) {
+                Ok(settled) => return Ok(settled),
+                Err(Unready::Failed(error)) => return Err(error),
+                // One unit fewer each time.
+                Err(Unready::Again) => *head = before,
+            }
+        }
+    }
+
+    fn try_prepare(
+        &mut self,
+        batch: &mut Batch,
+        head: &mut Head,
+        now: f64,
+    ) -> Result<Settled, Unready> {
+        let mut settled = Settled::new();
         self.step("batch.begin")?;
         self.storage
             .begin(batch.durability.unwrap_or(Durability::Os))?;
@@ -184,16 +225,17 @@ impl Writer {
             }
             match &mut batch.ops[at] {
                 Op::Event(_) => {}
-                Op::Unit(unit) => self.run_unit(unit, head, now, &mut batch.dirty, settled)?,
+                Op::Unit(unit) => self.run_unit(unit, head, now, &mut settled)?,
                 Op::Task(task) => {
-                    if let Some(task) = task.take() {
+                    if let Some(task) = task {
                         task(&mut *self.storage, head)?;
                     }
                 }
             }
             at += 1;
         }
-        self.step("batch.appended")
+        self.step("batch.appended")?;
+        Ok(settled)
     }
 
     fn run_unit(
@@ -201,40 +243,36 @@ impl Writer {
         pending: &mut PendingUnit,
         head: &mut Head,
         now: f64,
-        dirty: &mut Vec<Arc<Subscription>>,
-        settled: &mut Vec<super::Delivery>,
-    ) -> Result<(), StoreError> {
-        if let Some(delivery) = &pending.delivery
-            && self.is_settled(delivery)?
+        settled: &mut Settled,
+    ) -> Result<(), Unready> {
+        if pending.refused.is_some() {
+            return Ok(());
+        }
+        let key_of = |it: &Delivery| (it.subscription.id(), it.level, it.sequence);
+        let key = pending.delivery.as_ref().map(key_of);
+        if let Some((key, delivery)) = key.zip(pending.delivery.as_ref())
+            && (settled.contains_key(&key) || self.is_settled(delivery)?)
         {
             pending.refused = Some(JournalError::Settled);
             return Ok(());
         }
-        let unit = self.storage.unit(&pending.unit, now, head);
-        let unit = unit.inspect_err(|error| {
-            // A statement of the user's has ended the whole commit: by a table that says so. To the
-            // others that is an error of the medium, to the unit it is its own.
-            if error.problem.is_of_the_request() {
-                pending.refused = Some(JournalError::Store(error.clone()));
-            }
-        });
-        match unit? {
+        match self.storage.unit(&pending.unit, now, head)? {
             Ok(()) => {
-                if let Some(delivery) = &pending.delivery {
-                    delivery
-                        .subscription
-                        .settle_with_unit(delivery.level, delivery.sequence);
-                    dirty.push(delivery.subscription.clone());
-                    settled.push(delivery.clone());
+                settled.extend(key.zip(pending.delivery.clone()));
+                Ok(())
+            }
+            Err(refused) => {
+                pending.refused = Some(refused);
+                match self.storage.has_begun() {
+                    true => Ok(()),
+                    false => Err(Unready::Again),
                 }
             }
-            Err(refused) => pending.refused = Some(refused),
         }
-        Ok(())
     }
 
     /// A delivery may come back from another life of its lane, when the journal has given it anew.
-    fn is_settled(&mut self, delivery: &super::Delivery) -> Result<bool, StoreError> {
+    fn is_settled(&mut self, delivery: &Delivery) -> Result<bool, StoreError> {
         let (of, level, sequence) = (&delivery.subscription, delivery.level, delivery.sequence);
         match of.is_settled(level, sequence) {
             Some(settled) => Ok(settled),

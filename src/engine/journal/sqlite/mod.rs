@@ -151,10 +151,12 @@ impl SqliteStorage {
                 }
                 result => result?,
             };
-            storage.connection.execute_batch(match result {
-                Ok(()) => "RELEASE unit",
-                Err(_) => "ROLLBACK TO unit; RELEASE unit",
-            })?;
+            if result.is_ok() || storage.has_begun() {
+                storage.connection.execute_batch(match result {
+                    Ok(()) => "RELEASE unit",
+                    Err(_) => "ROLLBACK TO unit; RELEASE unit",
+                })?;
+            }
             Ok(result)
         })
     }
@@ -179,6 +181,14 @@ impl SqliteStorage {
                 }
                 Err(problem) => return Err(problem),
             }
+        }
+        if !unit.statements.is_empty() && statement::owes_a_key(&self.connection) {
+            // SQLite looks at these with the commit, and would refuse all of it.
+            return Ok(Err(JournalError::Statement {
+                number: unit.statements.len(),
+                reason: "a deferred FOREIGN KEY constraint fails at the end of the transaction"
+                    .into(),
+            }));
         }
         if let Some((id, holder)) = &unit.redriven
             && !table::succeeded(&self.connection, id, *holder)?
@@ -244,6 +254,10 @@ impl Storage for SqliteStorage {
             *head = before;
         }
         result
+    }
+
+    fn has_begun(&self) -> bool {
+        !self.connection.is_autocommit()
     }
 
     fn settle(&mut self, cursors: &[CursorRow], changes: &[Change]) -> Result<(), StoreError> {
@@ -318,7 +332,7 @@ impl Storage for SqliteStorage {
     fn rollback(&mut self) -> Result<(), StoreError> {
         self.at(|storage| {
             // After some errors SQLite has rolled back by itself.
-            if !storage.connection.is_autocommit() {
+            if storage.has_begun() {
                 storage.connection.execute_batch("ROLLBACK")?;
             }
             Ok(())
@@ -367,7 +381,12 @@ impl Storage for SqliteStorage {
         &mut self,
         work: &mut dyn FnMut(&Connection) -> Result<(), Problem>,
     ) -> Result<Result<(), JournalError>, StoreError> {
-        self.savepoint(|storage| work(&storage.connection).map(Ok))
+        let ran = self.savepoint(|storage| work(&storage.connection).map(Ok))?;
+        match ran {
+            // Those statements are not the user's: SQLite itself could not go on.
+            Err(JournalError::Store(error)) if !self.has_begun() => Err(error),
+            ran => Ok(ran),
+        }
     }
 
     fn wants_checkpoint(&self) -> bool {

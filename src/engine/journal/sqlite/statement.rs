@@ -21,6 +21,26 @@ pub(super) fn run(connection: &Connection, theirs: &Statement) -> Result<(), Pro
     Ok(())
 }
 
+/// Whether a row lacks the one that its foreign key is of, which a deferred constraint allows until
+/// the commit.
+#[allow(unsafe_code)] // a figure of SQLite's that rusqlite does not hand on
+pub(super) fn owes_a_key(connection: &Connection) -> bool {
+    let (mut owed, mut most) = (0, 0);
+    // SAFETY: the connection is open as long as it is borrowed, and used by this thread alone, which
+    // only asks for a number; both places for it live longer than the call.
+    let asked = unsafe {
+        let handle = connection.handle();
+        ffi::sqlite3_db_status(
+            handle,
+            ffi::SQLITE_DBSTATUS_DEFERRED_FKS,
+            &mut owed,
+            &mut most,
+            0,
+        )
+    };
+    asked != ffi::SQLITE_OK || owed != 0
+}
+
 fn bind_all(statement: &mut Prepared<'_>, parameters: &Parameters) -> Result<(), Problem> {
     let count = statement.parameter_count();
     match parameters {
