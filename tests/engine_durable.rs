@@ -1,256 +1,20 @@
 //! The engine's bus over a journal in a file: flushes that fail, windows that are too small for what
-//! comes, restarts. The outside world is the plain one; the writer's steps fail on demand.
+//! comes, restarts.
 
 mod plain;
+mod world;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
-use ironbus::engine::dead_letters::Limits;
-use ironbus::engine::digest::Digest;
-use ironbus::engine::durable::{
-    Durable, Fate, Keep, Opening, Publication, Refusal, Revive, Since, Written,
-};
+use ironbus::engine::durable::Refusal;
 use ironbus::engine::idempotency::Claim;
-use ironbus::engine::journal::{
-    Bounds, Commit, Event, Faults, FileOptions, JournalError, JournalOptions, Keeping, Observer,
-    Parameters, SqliteOptions, Statement, Unit,
-};
-use ironbus::engine::priority::Priority;
-use ironbus::engine::settlement::Outcome;
-use ironbus::engine::store::{Durability, Problem};
+use ironbus::engine::journal::{Bounds, JournalError, Parameters, Statement, Unit};
+use ironbus::engine::store::Durability;
 use ironbus::engine::sync::lock;
-use plain::{Bus, Flag, Lane, Plain, Seat, options};
-
-const NOW: f64 = 1_700_000_000.0;
-
-/// The bus and its journal.
-struct World {
-    bus: Bus,
-    durable: Arc<Durable<Plain>>,
-    seat: Arc<Seat>,
-    /// The step at which the writer fails.
-    fails_at: Arc<Mutex<Option<&'static str>>>,
-}
-
-impl AsRef<Bus> for World {
-    fn as_ref(&self) -> &Bus {
-        &self.bus
-    }
-}
-
-struct Watch(OnceLock<Weak<World>>);
-
-impl Observer for Watch {
-    fn committed(&self, commit: &Commit) {
-        if let Some(world) = self.0.get().and_then(Weak::upgrade) {
-            world.durable.committed(&world.bus, commit, 1);
-        }
-    }
-}
-
-struct Numbers;
-
-impl Revive<Plain> for Numbers {
-    fn payload(&self, event: &Event) -> (u64, Option<()>) {
-        match event.data.parse() {
-            Ok(number) => (number, None),
-            Err(_) => (0, Some(())),
-        }
-    }
-
-    fn token(&self, _event: &Event) -> u64 {
-        0
-    }
-
-    fn killed(&self) {}
-
-    fn now(&self) -> u64 {
-        1
-    }
-
-    fn wall(&self) -> f64 {
-        NOW
-    }
-
-    fn attached(&self, work: &mut dyn FnMut()) {
-        work();
-    }
-
-    fn unreadable(&self, subscription: &str, error: &JournalError) {
-        panic!("{subscription}: {error}");
-    }
-}
-
-/// Nothing is let go of.
-fn keep() -> Keep {
-    Keep {
-        keeping: Keeping::default(),
-        first: Duration::from_secs(3600),
-        pause: Duration::from_secs(3600),
-        told: Box::new(|_| ()),
-    }
-}
-
-impl World {
-    fn new(path: &Path) -> Arc<Self> {
-        Arc::new(Self {
-            bus: plain::closed_bus(1024),
-            durable: Arc::new(Durable::new(path.to_owned())),
-            seat: Arc::default(),
-            fails_at: Arc::default(),
-        })
-    }
-
-    fn open(self: &Arc<Self>) {
-        let watch = Watch(OnceLock::new());
-        let _ = watch.0.set(Arc::downgrade(self));
-        let fails_at = self.fails_at.clone();
-        let hook = move |step: &'static str| match *lock(&fails_at) == Some(step) {
-            true => Err(Problem::Io("on demand".into())),
-            false => Ok(()),
-        };
-        let opening = || Opening {
-            options: FileOptions {
-                file: SqliteOptions {
-                    identity: [7; 16],
-                    dead_letters: Limits::default(),
-                    checkpoint_pages: 1000,
-                    create: true,
-                },
-                journal: JournalOptions {
-                    bounds: Bounds {
-                        settle_after: Duration::from_millis(1),
-                        ..Bounds::default()
-                    },
-                    clock: Arc::new(|| NOW),
-                    faults: Faults::new(Arc::new(hook)),
-                },
-            },
-            observer: Arc::new(watch),
-            revive: Arc::new(Numbers),
-            ttl: 1e6,
-            max_keys: 1000,
-            keep: keep(),
-        };
-        self.durable.open(self, opening).expect("a journal");
-        self.bus.open(1);
-        self.durable.resume();
-    }
-
-    fn close(&self) -> Result<(), JournalError> {
-        self.bus.close();
-        self.durable.close()
-    }
-
-    fn lane(&self, name: &str, bound: usize) -> Arc<Lane> {
-        let options = options(name, bound);
-        let seat = self.seat.clone();
-        let lane = self
-            .durable
-            .make_lane(&self.bus, options, Since::Now, (), seat);
-        let subscribed = self
-            .durable
-            .subscribe(&self.bus, vec!["*".into()], &lane, 1);
-        subscribed.expect("subscribed");
-        lane
-    }
-
-    /// Hands events to the journal; a key is claimed first, as a publisher does.
-    fn publish(
-        &self,
-        payloads: &[u64],
-        key: Option<&Digest>,
-    ) -> Result<Arc<Publication<Plain>>, Refusal> {
-        if let Some(key) = key {
-            self.bus.with_keys(|keys| {
-                assert_eq!(keys.look(key, 1), Claim::Vacant);
-                keys.hold(key);
-            });
-        }
-        let written = self.written(payloads, key);
-        let handed = self.durable.publish(&self.bus, written, Durability::Os);
-        handed.map_err(|(refusal, written)| {
-            if let Some(key) = key {
-                self.bus.with_keys(|keys| keys.release(key));
-            }
-            for written in written {
-                drop(written.event.routed(0));
-            }
-            refusal
-        })
-    }
-
-    /// Events, of which the first has the key.
-    fn written(&self, payloads: &[u64], key: Option<&Digest>) -> Vec<Written<Plain>> {
-        let mut key = key;
-        let written = payloads.iter().map(|payload| {
-            let key = key.take();
-            Written {
-                event: plain::event(*payload),
-                stored: Event {
-                    event_type: "t".into(),
-                    level: Priority::Normal,
-                    data: payload.to_string(),
-                    accepted: NOW,
-                    timestamp: NOW,
-                    digest: key.map(Digest::short),
-                    ..Event::default()
-                },
-                token: 0,
-                key: key.copied(),
-                timing: None,
-            }
-        });
-        written.collect()
-    }
-
-    fn claim(&self, key: &Digest) -> Claim {
-        self.bus.with_keys(|keys| keys.look(key, 1))
-    }
-
-    /// Runs lanes until so many deliveries are settled; what they were of.
-    fn run(&self, count: usize) -> Vec<(Box<str>, u64)> {
-        let mut done = Vec::new();
-        while done.len() < count {
-            let Some(lane) = self.seat.next() else {
-                std::thread::yield_now();
-                continue;
-            };
-            let mut next = self.bus.take(&lane, 1);
-            while let Some(found) = next {
-                let mut entry = found.entry;
-                done.push((lane.options.name.clone(), entry.event.payload));
-                next = self
-                    .bus
-                    .finish(&lane, &mut entry, Outcome::Done, Some(1), true, 1);
-            }
-        }
-        done
-    }
-}
-
-fn fate(publication: &Publication<Plain>) -> Fate {
-    loop {
-        match publication.fate() {
-            Some(fate) => return fate,
-            None => std::thread::yield_now(),
-        }
-    }
-}
-
-fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
-    let folder = tempfile::tempdir().expect("a folder for the test");
-    let path = folder.path().join("x.bus");
-    (folder, path)
-}
-
-fn key(n: u8) -> Digest {
-    Digest::of(&[n])
-}
+use plain::Flag;
+use world::{World, fate, folder, key};
 
 #[test]
 fn a_commit_that_is_undone_frees_the_keys_and_whoever_waits_takes_over() {
@@ -271,7 +35,10 @@ fn a_commit_that_is_undone_frees_the_keys_and_whoever_waits_takes_over() {
     *lock(&world.fails_at) = None;
     let again = world.publish(&[2], Some(&key(1))).ok().expect("taken");
     assert_eq!(fate(&again), Ok(Durability::Os));
-    assert!(again.first > publication.first, "no number is given twice");
+    assert!(
+        again.first() > publication.first(),
+        "no number is given twice"
+    );
     assert_eq!(world.run(1), [("l".into(), 2)]);
     world.close().expect("in order");
 }
@@ -413,7 +180,7 @@ fn windows_smaller_than_what_comes_lose_nothing_and_keep_the_order() {
                     let payload = publisher * 1_000_000 + n;
                     let several = [payload, payload + 500_000];
                     let handed = world.publish(&several, None).ok().expect("room");
-                    lock(order).insert(handed.first, several);
+                    lock(order).insert(handed.first(), several);
                     if n % 16 == 0 {
                         assert_eq!(fate(&handed), Ok(Durability::Os));
                     }

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from ironbus._settings import check_choice, check_seconds
+from ironbus._settings import check_choice, check_seconds, check_whole
 from ironbus.errors import InvalidOption, PayloadNotEncodable
 
 #: What an event survives once it is accepted; see :attr:`Receipt.durability`.
@@ -69,14 +69,22 @@ class JournalSettings(TypedDict):
     durability: str
     retention: float | None
     absent_ttl: float | None
+    max_backlog: int | None
 
 
 #: Seconds for which events are kept, and for which a subscription may be away.
 RETENTION, ABSENT_TTL = 7 * 86_400.0, 30 * 86_400.0
 
+#: Events that a subscription may be behind before publishers wait for it.
+MAX_BACKLOG = 10_000_000
+
 
 def journal_settings(
-    path: object, durability: str | None, retention: float | None, absent_ttl: float | None
+    path: object,
+    durability: str | None,
+    retention: float | None,
+    absent_ttl: float | None,
+    max_backlog: int | None,
 ) -> JournalSettings | None:
     """What was set, with defaults; None without a path, which all the others need."""
     checked = check_path(path)
@@ -85,11 +93,14 @@ def journal_settings(
     for name, value in (("retention", retention), ("absent_ttl", absent_ttl)):
         if value is not None:
             check_seconds(value, name)
+    if max_backlog is not None:
+        check_whole(max_backlog, "max_backlog")
     if checked is None:
         given = (
             ("durability", durability is not None),
             ("retention", retention != RETENTION),
             ("absent_ttl", absent_ttl != ABSENT_TTL),
+            ("max_backlog", max_backlog != MAX_BACKLOG),
         )
         for name, is_given in given:
             if is_given:
@@ -100,6 +111,7 @@ def journal_settings(
         "durability": durability or "fsync",
         "retention": None if retention is None else float(retention),
         "absent_ttl": None if absent_ttl is None else float(absent_ttl),
+        "max_backlog": max_backlog,
     }
 
 

@@ -129,6 +129,10 @@ def _journal(look: _Look) -> Iterator[HealthReason]:
         yield HealthReason("journal_upkeep", "degraded", 1, 1)
     if thresholds.journal_size is not None and journal["size"] >= thresholds.journal_size:
         yield HealthReason("journal_size", "degraded", journal["size"], thresholds.journal_size)
+    bound, most = journal["backlog_bound"], thresholds.backlog_filling
+    if bound is not None and most is not None and (share := journal["backlog"] / bound) >= most:
+        severity: Severity = "failing" if journal["publishers"] else "degraded"
+        yield HealthReason("backlog_filling", severity, share, most, journal["backlog_of"])
     limit = thresholds.subscription_absent
     for name, seconds in journal["absent"]:
         if limit is not None and seconds >= limit:

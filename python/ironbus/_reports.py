@@ -50,6 +50,7 @@ def metrics(report: dict[str, Any], since: Since, thresholds: HealthThresholds) 
             expired=report["dead_letters_expired"],
             damaged=report["dead_letters_damaged"],
         ),
+        backlog=0 if report["journal"] is None else report["journal"]["backlog"],
     )
 
 
@@ -63,6 +64,7 @@ def settings(settings: dict[str, Any]) -> dict[str, Any]:
         "durability": "memory" if journal is None else journal["durability"],
         "retention": None if journal is None else journal["retention"],
         "absent_ttl": None if journal is None else journal["absent_ttl"],
+        "max_backlog": None if journal is None else journal["max_backlog"],
         "max_queue_size": settings["max_queue_size"],
         "overflow": settings["overflow"],
         "context": settings["context"],

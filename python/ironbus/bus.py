@@ -90,7 +90,9 @@ class EventBus(KeptEvents, _core.Bus):
     loss of power, "os" a kill of the process. ``retention``: seconds for which an event is kept at least, for replay
     (default: 7 days; not less than the ``ttl`` of the idempotency keys); it goes later if a subscription, a retry or
     a dead letter needs it. None: all are kept. ``absent_ttl``: seconds after which a subscription that nobody has
-    is let go of, with what it had still to do (default: 30 days; None: never).
+    is let go of, with what it had still to do (default: 30 days; None: never). ``max_backlog``: events that a
+    subscription may be behind (default: 10,000,000; None: any number): beyond it, publishers wait until it has got
+    on. One that is paused or absent keeps nobody waiting, and a handler of the bus does not wait.
 
     ``log_dir``: a folder for an event log (default: ``IRONBUS_LOG_DIR``, else none).
     ``max_queue_size``: events queued per subscription and priority, and events kept
@@ -114,6 +116,7 @@ class EventBus(KeptEvents, _core.Bus):
         durability: Literal["os", "fsync"] | None = None,
         retention: float | None = _durable.RETENTION,
         absent_ttl: float | None = _durable.ABSENT_TTL,
+        max_backlog: int | None = _durable.MAX_BACKLOG,
         max_queue_size: int = 100_000,
         overflow: Overflow | None = None,
         idempotency: Literal["key", "content"] | Idempotency = "key",
@@ -124,7 +127,7 @@ class EventBus(KeptEvents, _core.Bus):
         dead_letters: DeadLetters | None = None,
         health: HealthThresholds | None = None,
     ) -> None:
-        journal = _durable.journal_settings(path, durability, retention, absent_ttl)
+        journal = _durable.journal_settings(path, durability, retention, absent_ttl, max_backlog)
         self._path = None if journal is None else journal["path"]
         check_count(max_queue_size, "max_queue_size", required=True)
         check_count(workers, "workers")

@@ -11,6 +11,7 @@ Severity = Literal["degraded", "failing"]
 
 #: What may be wrong. Codes are stable: new ones may come, none changes its meaning.
 ReasonCode = Literal[
+    "backlog_filling",
     "breaker_open",
     "dead_letters_damaged",
     "dead_letters_dropped",
@@ -47,6 +48,7 @@ class HealthThresholds:
     events of a subscription that its overflow policy dropped lately. ``dead_letters_growing``: new dead
     letters lately. ``dead_letters_filling``: their number as a share of ``max_entries``. ``keys_evicted``: idempotency
     keys that lately went before their time because of ``max_keys``. ``journal_size``: bytes of the journal and its log.
+    ``backlog_filling``: how far a subscription is behind, as a share of ``max_backlog``.
     ``subscription_absent``: seconds for which a subscription that the journal keeps events for has not been there.
 
     Raises :class:`ironbus.InvalidOption`.
@@ -62,10 +64,11 @@ class HealthThresholds:
     keys_evicted: int | None = 1
     journal_size: int | None = 10 * 2**30
     subscription_absent: float | None = 60.0
+    backlog_filling: float | None = 0.8
 
     def __post_init__(self) -> None:
         _settings.check_number(self.window, "window", 1, 86_400)
-        for name in ("lane_filling", "dead_letters_filling"):
+        for name in ("lane_filling", "dead_letters_filling", "backlog_filling"):
             if getattr(self, name) is not None:
                 _settings.check_number(getattr(self, name), name, 0.01, 1)
         for name in ("oldest_event", "handler_stuck", "subscription_absent"):

@@ -26,6 +26,9 @@ pub trait Backing: Send + Sync {
     /// Another attempt follows so many that counted, not before this time has passed.
     fn retry(&self, level: Priority, sequence: u64, attempts: u32, after: Nanos);
 
+    /// The lane was paused, or goes on.
+    fn paused(&self);
+
     /// The handler does not run any more, and has done nothing.
     fn put_back(&self, sequence: u64);
 }

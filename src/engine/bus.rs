@@ -316,7 +316,11 @@ impl<O: Ops> Bus<O> {
 
     /// Pauses or resumes a lane.
     pub fn pause(&self, lane: &Arc<Lane<O>>, paused: bool) {
-        if lane.pause(paused) {
+        let schedule = lane.pause(paused);
+        if let Some(backing) = lane.backing() {
+            backing.paused();
+        }
+        if schedule {
             lane.seat().schedule(lane.clone());
         }
     }

@@ -24,6 +24,28 @@ pub enum EngineError {
         /// How many events are kept for the start.
         bound: usize,
     },
+    /// A subscription has too much to do in the file of the bus, and the publisher does not wait.
+    #[error(
+        "subscription {subscription} is max_backlog={limit} events behind, and publishers wait for it; \
+         await publish() to wait as well, or raise max_backlog"
+    )]
+    Behind {
+        /// The subscription that is furthest behind.
+        subscription: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The same in a bus that is not running.
+    #[error(
+        "the bus is not started, and subscription {subscription} is max_backlog={limit} events behind; \
+         start() it, or raise max_backlog"
+    )]
+    BehindAtRest {
+        /// The subscription that is furthest behind.
+        subscription: String,
+        /// The limit.
+        limit: u64,
+    },
     /// The wait would close a cycle of waits.
     #[error("this wait can never end: {cycle}")]
     Deadlock {

@@ -54,6 +54,7 @@ pub fn engine(py: Python<'_>, error: &EngineError) -> PyErr {
     let class = match error {
         EngineError::Full { .. } => Error::QueueFull,
         EngineError::NotStarted { .. } => Error::QueueFull,
+        EngineError::Behind { .. } | EngineError::BehindAtRest { .. } => Error::QueueFull,
         EngineError::Deadlock { .. } => Error::WouldDeadlock,
     };
     let error = class.exception(py, "", error.to_string());

@@ -35,7 +35,7 @@ pub fn of<'py>(py: Python<'py>, core: &Core, latencies: bool) -> PyResult<Bound<
     report.set_item("threads", threads)?;
     letters(&report, core, now)?;
     let journal = match &core.journaled {
-        Some(journaled) => journaled.report(py, core.clock.wall(py)?)?,
+        Some(journaled) => journaled.report(py, &core.bus, core.clock.wall(py)?)?,
         None => None,
     };
     report.set_item("journal", journal)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::refill::revived;
 use super::{Durable, Open, Revive, Window, doomed, nanos_at};
+use crate::engine::backing::Backing;
 use crate::engine::bus::Bus;
 use crate::engine::clock::Nanos;
 use crate::engine::gate::Effects;
@@ -161,6 +162,8 @@ fn attach<O: Ops>(
         }
         bus.gate.resume(&lane, entries, later, &mut effects);
         bus.carry_out(effects, now);
+        // It may be further behind than all others.
+        window.paused();
     });
     Ok(())
 }
@@ -214,7 +217,7 @@ impl<O: Ops> Durable<O> {
         handler: O::Handler,
         seat: Arc<O::Seat>,
     ) -> Arc<Lane<O>> {
-        let window = Window::new(&options.name, self.refiller.clone());
+        let window = Window::new(&options.name, self.refiller.clone(), self.backlog.clone());
         let options = LaneOptions {
             overflow: Overflow::Spill,
             backing: Some(window.clone()),
@@ -340,6 +343,9 @@ impl<O: Ops> Durable<O> {
         if close {
             lock(&self.windows).remove(&lane.id);
             window.detach();
+            // Nobody waits for it any more.
+            self.backlog.changed();
+            self.refiller.ask_line();
             members
                 .0
                 .retain(|member| !Arc::ptr_eq(&member.window, &window));

@@ -7,6 +7,8 @@
 //! attached to their subscriptions in the journal; opened again, it says what each has still to
 //! do, and what waits in a lane from before is let in anew.
 
+mod backlog;
+mod hand_over;
 mod keeper;
 mod members;
 mod publication;
@@ -21,14 +23,15 @@ use std::thread::JoinHandle;
 
 use hashbrown::HashMap;
 
+use self::backlog::{Backlog, Gap};
 use self::keeper::Keeper;
 use self::members::Members;
-use self::refill::Refiller;
+use self::refill::{Refiller, Work};
 use super::bus::Bus;
 use super::clock::{Nanos, SECOND};
 use super::digest::Digest;
 use super::error::EngineError;
-use super::gate::{Committed, Effects, Timing, Unnumbered};
+use super::gate::{Committed, Effects, Timing};
 use super::journal::{Commit, Event, FileOptions, Journal, JournalError, Observer};
 use super::lane::{Doom, Entry, LaneId};
 use super::ops::{Cause, Ops, Wake, wake_all};
@@ -36,6 +39,8 @@ use super::settlement::Envelope;
 use super::store::{Durability, Problem, WallSeconds};
 use super::sync::{Mutex, Shared, lock};
 
+pub use self::backlog::Furthest;
+pub use self::hand_over::Beyond;
 pub use self::keeper::{Keep, Kept};
 pub use self::members::Since;
 pub use self::publication::{Fate, Publication};
@@ -113,6 +118,7 @@ struct Open<O: Ops> {
     revive: Arc<dyn Revive<O>>,
     /// The number behind which those of this opening begin.
     opened_at: u64,
+    gap: Gap,
 }
 
 impl<O: Ops> Clone for Open<O> {
@@ -121,6 +127,7 @@ impl<O: Ops> Clone for Open<O> {
             journal: self.journal.clone(),
             revive: self.revive.clone(),
             opened_at: self.opened_at,
+            gap: self.gap,
         }
     }
 }
@@ -139,13 +146,15 @@ pub struct Durable<O: Ops> {
     /// Publishers that wait for room in the journal's buffer.
     crowd: Mutex<Vec<O::Waker>>,
     refiller: Arc<Refiller<O>>,
+    backlog: Arc<Backlog<O>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     keeper: Mutex<Option<Keeper>>,
 }
 
 impl<O: Ops> Durable<O> {
-    /// A journal that is not open yet. Nothing is made.
-    pub fn new(path: PathBuf) -> Self {
+    /// A journal that is not open yet, and how many events a subscription may be behind before publishers
+    /// wait for it. Nothing is made.
+    pub fn new(path: PathBuf, max_backlog: Option<u64>) -> Self {
         Self {
             path,
             changing: Mutex::new(Members::default()),
@@ -155,6 +164,7 @@ impl<O: Ops> Durable<O> {
             uncommitted: Mutex::new(VecDeque::new()),
             crowd: Mutex::new(Vec::new()),
             refiller: Arc::default(),
+            backlog: Arc::new(Backlog::new(max_backlog)),
             thread: Mutex::new(None),
             keeper: Mutex::new(None),
         }
@@ -217,10 +227,15 @@ impl<O: Ops> Durable<O> {
             });
         });
         self.refiller.reached(opened_at);
+        let gap = Gap {
+            after: journal.opened().last().min(opened_at),
+            through: opened_at,
+        };
         let open = Open {
             journal,
             revive,
             opened_at,
+            gap,
         };
         let known = open.journal.subscriptions()?;
         let names = known.into_iter().map(|(row, _)| row.name);
@@ -254,12 +269,19 @@ impl<O: Ops> Durable<O> {
         let (durable, bus) = (Arc::downgrade(self), Arc::downgrade(bus));
         let revive = open.revive.clone();
         self.refiller.begin();
-        self.refiller.start(move |window, level| {
+        self.refiller.start(move |work| {
             let (Some(durable), Some(bus)) = (Weak::upgrade(&durable), Weak::upgrade(&bus)) else {
                 return;
             };
             let refiller = &durable.refiller;
             let engine = (*bus).as_ref();
+            let (window, level) = match &work {
+                Work::Refill(window, level) => (window, *level),
+                Work::Line => {
+                    let served = &mut || durable.serve_line(engine, revive.now());
+                    return revive.attached(served);
+                }
+            };
             if let Err(error) = refiller.refill(engine, window, level, &*revive)
                 && error != JournalError::Closed
             {
@@ -275,6 +297,7 @@ impl<O: Ops> Durable<O> {
                 window.ask(level);
             }
         }
+        self.refiller.ask_line();
     }
 
     /// Lets go of what the journal need not keep, as is done now and then anyway. Waits for the disk.
@@ -311,103 +334,9 @@ impl<O: Ops> Durable<O> {
         std::mem::forget(lock(&self.thread).take());
         std::mem::forget(lock(&self.keeper).take());
         std::mem::forget(std::mem::take(&mut *lock(&self.uncommitted)));
+        std::mem::forget(std::mem::take(&mut *self.backlog.line()));
         let members = lock(&self.changing);
         members.windows().for_each(|window| window.abandon());
-    }
-
-    /// Hands events to the journal, all or none. Their publishers hold claims to their keys, and go on
-    /// holding them if this refuses.
-    pub fn publish(
-        &self,
-        bus: &Bus<O>,
-        written: Vec<Written<O>>,
-        durability: Durability,
-    ) -> Handed<O> {
-        let Some(open) = self.opened() else {
-            return Err((Refusal::Journal(JournalError::Closed), written));
-        };
-        self.hand_over(bus, &open.journal, written, |events| {
-            open.journal.append(events, durability).map(drop)
-        })
-    }
-
-    /// Numbers events, and has them appended.
-    fn hand_over(
-        &self,
-        bus: &Bus<O>,
-        journal: &Journal,
-        written: Vec<Written<O>>,
-        append: impl FnOnce(Vec<Event>) -> Result<(), JournalError>,
-    ) -> Handed<O> {
-        let count = written.len();
-        let mut written = Some(written);
-        let mut publication = None;
-        let numbered = bus.gate.number(count, |first| {
-            // In the order of the numbers; and the commit does not overtake what is noted here.
-            let mut uncommitted = lock(&self.uncommitted);
-            if journal.room() < count {
-                return Err(JournalError::Busy { bound: count });
-            }
-            let mut items = written.take().unwrap_or_default();
-            for (item, number) in items.iter_mut().zip(first..) {
-                item.stored.sequence = number;
-            }
-            let events = items
-                .iter_mut()
-                .map(|item| std::mem::take(&mut item.stored))
-                .collect::<Vec<_>>();
-            let types: Vec<_> = events
-                .iter()
-                .map(|event| (event.event_type.clone(), event.level))
-                .collect();
-            if let Err(error) = append(events) {
-                written = Some(items);
-                return Err(error);
-            }
-            let told = Arc::new(Publication::new(first, count));
-            publication = Some(told.clone());
-            let items = items.into_iter().zip(types).zip(first..);
-            for ((item, (event_type, level)), sequence) in items {
-                uncommitted.push_back(Uncommitted {
-                    committed: Committed {
-                        event_type,
-                        sequence,
-                        level,
-                        token: item.token,
-                        event: item.event,
-                        timing: item.timing,
-                    },
-                    key: item.key,
-                    publication: told.clone(),
-                });
-            }
-            Ok(())
-        });
-        match (numbered, publication) {
-            (Ok(_), Some(publication)) => Ok(publication),
-            (Err(Unnumbered::Refused(error)), _) => {
-                Err((Refusal::Engine(error), written.unwrap_or_default()))
-            }
-            (Err(Unnumbered::Journal(error)), _) => {
-                Err((Refusal::Journal(error), written.unwrap_or_default()))
-            }
-            (Ok(_), None) => unreachable!("numbers are given with a publication"),
-        }
-    }
-
-    /// Says whom to wake when there may be room in the journal's buffer; gives it back if there is room
-    /// for so many.
-    pub fn when_room(&self, count: usize, waker: O::Waker) -> Result<(), O::Waker> {
-        let Some(journal) = self.journal() else {
-            return Err(waker);
-        };
-        let mut crowd = lock(&self.crowd);
-        // Room is made before the crowd is woken: see `committed`.
-        if journal.room() >= count {
-            return Err(waker);
-        }
-        crowd.push(waker);
-        Ok(())
     }
 
     /// From within [`Observer::committed`].
@@ -432,6 +361,9 @@ impl<O: Ops> Durable<O> {
         }
         let wakers = std::mem::take(&mut *lock(&self.crowd));
         O::Waker::wake_many(wakers);
+        if self.backlog.is_anybody_in_line() {
+            self.serve_line(bus, now);
+        }
     }
 
     /// The commit of these is over, and with it all numbers up to `last`.

@@ -1,6 +1,7 @@
 //! What was handed to the journal together, and what becomes of it: known once the commit is
 //! over, to whoever asks.
 
+use super::Written;
 use crate::engine::journal::JournalError;
 use crate::engine::ops::Ops;
 use crate::engine::store::Durability;
@@ -11,12 +12,17 @@ pub type Fate = Result<Durability, JournalError>;
 
 /// See the module.
 pub struct Publication<O: Ops> {
-    /// The number of its first event.
-    pub first: u64,
+    /// It had to wait for its numbers.
+    pub lined_up: bool,
+    count: usize,
     state: Mutex<State<O>>,
 }
 
 struct State<O: Ops> {
+    /// The number of its first event, once it has one.
+    first: u64,
+    /// Its events, to be brought anew.
+    back: Option<Vec<Written<O>>>,
     fate: Option<Fate>,
     /// Events whose commit is not over.
     left: usize,
@@ -24,16 +30,46 @@ struct State<O: Ops> {
 }
 
 impl<O: Ops> Publication<O> {
-    pub(super) fn new(first: u64, count: usize) -> Self {
+    /// Of events with numbers from `first` on, or (none) of such that wait for them.
+    pub(super) fn new(first: Option<u64>, count: usize) -> Self {
         let state = State {
+            first: first.unwrap_or_default(),
+            back: None,
             fate: None,
             left: count,
             waker: None,
         };
         Self {
-            first,
+            lined_up: first.is_none(),
+            count,
             state: Mutex::new(state),
         }
+    }
+
+    /// The number of its first event; 0 while it waits for that.
+    pub fn first(&self) -> u64 {
+        lock(&self.state).first
+    }
+
+    /// Its events, if they did not get in because of their keys and are to be brought anew.
+    pub fn take_back(&self) -> Option<Vec<Written<O>>> {
+        lock(&self.state).back.take()
+    }
+
+    /// How many events it has.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn is_numbered(&self, first: u64) {
+        lock(&self.state).first = first;
+    }
+
+    /// See [`take_back`](Self::take_back). Returns whom to wake.
+    pub(super) fn goes_back(&self, written: Vec<Written<O>>) -> Option<O::Waker> {
+        let mut state = lock(&self.state);
+        state.back = Some(written);
+        state.waker.take()
     }
 
     /// What became of it, once that is known.
@@ -44,7 +80,7 @@ impl<O: Ops> Publication<O> {
     /// Says whom to wake when that is known; gives it back if it is. One waits at a time.
     pub fn wait(&self, waker: O::Waker) -> Result<(), O::Waker> {
         let mut state = lock(&self.state);
-        if state.fate.is_some() {
+        if state.fate.is_some() || state.back.is_some() {
             return Err(waker);
         }
         state.waker = Some(waker);

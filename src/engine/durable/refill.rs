@@ -32,10 +32,20 @@ pub struct Refiller<O: Ops> {
 /// A level of a window to be looked at.
 type Job<O> = (Arc<Window<O>>, Priority);
 
+/// What the thread is to do.
+pub(super) enum Work<O: Ops> {
+    /// Give a level of a lane what it has room for.
+    Refill(Arc<Window<O>>, Priority),
+    /// Look whether publishers wait no more.
+    Line,
+}
+
 struct State<O: Ops> {
     jobs: VecDeque<Job<O>>,
     /// Those that can go on once more has been brought before the lanes.
     later: Vec<Job<O>>,
+    /// Those who are behind have got on.
+    line: bool,
     ends: bool,
 }
 
@@ -53,6 +63,7 @@ impl<O: Ops> Default for Refiller<O> {
         let state = State {
             jobs: VecDeque::new(),
             later: Vec::new(),
+            line: false,
             ends: false,
         };
         Self {
@@ -74,6 +85,19 @@ impl<O: Ops> Refiller<O> {
             state.add((window, level));
             self.asked.notify_one();
         }
+    }
+
+    /// Has the line of publishers looked at.
+    pub(super) fn ask_line(&self) {
+        let mut state = lock(&self.state);
+        if !state.ends && !std::mem::replace(&mut state.line, true) {
+            self.asked.notify_one();
+        }
+    }
+
+    /// The last event that was brought before the lanes.
+    pub(super) fn through(&self) -> u64 {
+        self.through.load(Ordering::Acquire)
     }
 
     /// Everything up to this number was brought before the lanes.
@@ -102,14 +126,17 @@ impl<O: Ops> Refiller<O> {
         }
     }
 
-    fn next(&self) -> Option<Job<O>> {
+    fn next(&self) -> Option<Work<O>> {
         let mut state = lock(&self.state);
         loop {
             if state.ends {
                 return None;
             }
-            if let Some(job) = state.jobs.pop_front() {
-                return Some(job);
+            if std::mem::take(&mut state.line) {
+                return Some(Work::Line);
+            }
+            if let Some((window, level)) = state.jobs.pop_front() {
+                return Some(Work::Refill(window, level));
             }
             state = self
                 .asked
@@ -121,14 +148,14 @@ impl<O: Ops> Refiller<O> {
     /// Begins to work.
     pub(super) fn start(
         self: &Arc<Self>,
-        work: impl Fn(&Arc<Window<O>>, Priority) + Send + 'static,
+        work: impl Fn(Work<O>) + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
         let refiller = self.clone();
         std::thread::Builder::new()
             .name("ironbus-refill".into())
             .spawn(move || {
-                while let Some((window, level)) = refiller.next() {
-                    work(&window, level);
+                while let Some(next) = refiller.next() {
+                    work(next);
                 }
             })
     }
@@ -143,6 +170,7 @@ impl<O: Ops> Refiller<O> {
         let jobs = {
             let mut state = lock(&self.state);
             state.ends = true;
+            state.line = false;
             let later = std::mem::take(&mut state.later);
             (std::mem::take(&mut state.jobs), later)
         };
@@ -194,6 +222,7 @@ impl<O: Ops> Refiller<O> {
                 .end_refill(lane, level, &given, through, over, now, &mut effects);
             bus.carry_out(effects, now);
         });
+        window.moved();
         result?;
         if window.is_behind(level) && subscription.place(level).scanned >= through {
             self.ask_later((window.clone(), level), through);

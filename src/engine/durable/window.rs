@@ -3,12 +3,13 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use super::backlog::Backlog;
 use super::refill::Refiller;
 use crate::engine::backing::Backing;
 use crate::engine::clock::{Nanos, SECOND};
 use crate::engine::journal::Subscription;
 use crate::engine::journal::in_flight::{InFlight, Slot, Suspect};
-use crate::engine::lane::Lane;
+use crate::engine::lane::{Lane, LaneId};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +19,12 @@ use crate::engine::sync::{Mutex, lock};
 pub struct Window<O: Ops> {
     me: Weak<Self>,
     name: Box<str>,
-    lane: OnceLock<Weak<Lane<O>>>,
+    lane: OnceLock<(LaneId, Weak<Lane<O>>)>,
     refiller: Arc<Refiller<O>>,
+    backlog: Arc<Backlog<O>>,
     attached: Mutex<Option<Attached>>,
+    /// As its lane is: that is not looked for under the gate, to let go of it may be the end of it.
+    paused: Mutex<bool>,
     /// Levels with events that the lane was not given.
     behind: [AtomicBool; Priority::COUNT],
 }
@@ -36,13 +40,19 @@ struct Attached {
 }
 
 impl<O: Ops> Window<O> {
-    pub(super) fn new(name: &str, refiller: Arc<Refiller<O>>) -> Arc<Self> {
+    pub(super) fn new(
+        name: &str,
+        refiller: Arc<Refiller<O>>,
+        backlog: Arc<Backlog<O>>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             name: name.into(),
             lane: OnceLock::new(),
             refiller,
+            backlog,
             attached: Mutex::new(None),
+            paused: Mutex::default(),
             behind: Default::default(),
         })
     }
@@ -53,12 +63,32 @@ impl<O: Ops> Window<O> {
     }
 
     pub(super) fn belongs_to(&self, lane: &Arc<Lane<O>>) {
-        let set = self.lane.set(Arc::downgrade(lane));
+        let set = self.lane.set((lane.id, Arc::downgrade(lane)));
         debug_assert!(set.is_ok());
     }
 
     pub(super) fn lane(&self) -> Option<Arc<Lane<O>>> {
-        self.lane.get()?.upgrade()
+        self.lane.get()?.1.upgrade()
+    }
+
+    /// The number of its lane.
+    pub(super) fn lane_id(&self) -> LaneId {
+        self.lane.get().map_or(0, |(id, _)| *id)
+    }
+
+    /// It is through with everything up to here; none: it is not at work, and nobody waits for it.
+    pub(super) fn settled_through(&self, offered: u64) -> Option<u64> {
+        if *lock(&self.paused) {
+            return None;
+        }
+        Some(self.subscription()?.settled_through(offered))
+    }
+
+    /// It may be through with more than before.
+    pub(super) fn moved(&self) {
+        if self.backlog.waits_for(self.lane_id()) {
+            self.refiller.ask_line();
+        }
     }
 
     /// Its place in the journal, while that is open.
@@ -166,11 +196,13 @@ impl<O: Ops> Backing for Window<O> {
         if let Some(subscription) = self.over(sequence) {
             subscription.settle(level, sequence);
         }
+        self.moved();
         self.ask(level);
     }
 
     fn settled(&self, level: Priority, sequence: u64) {
         self.over(sequence);
+        self.moved();
         self.ask(level);
     }
 
@@ -179,7 +211,18 @@ impl<O: Ops> Backing for Window<O> {
             let after = after as f64 / SECOND as f64;
             subscription.try_again(level, sequence, attempts, after);
         }
+        self.moved();
         self.ask(level);
+    }
+
+    fn paused(&self) {
+        let lane = self.lane();
+        {
+            let mut paused = lock(&self.paused);
+            *paused = lane.as_ref().is_some_and(|lane| lane.is_paused());
+        }
+        self.backlog.changed();
+        self.refiller.ask_line();
     }
 
     fn put_back(&self, sequence: u64) {

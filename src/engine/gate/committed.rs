@@ -10,7 +10,6 @@ use hashbrown::HashMap;
 use super::effects::{Effects, signal};
 use super::{Arrival, Gate, Held, State, Timing};
 use crate::engine::clock::Nanos;
-use crate::engine::error::EngineError;
 use crate::engine::lane::{Entry, Lane};
 use crate::engine::ops::{Ops, Seat};
 use crate::engine::priority::Priority;
@@ -32,14 +31,6 @@ pub struct Committed<O: Ops> {
     pub event: Shared<Envelope<O>>,
     /// When it may be delivered, if not always.
     pub timing: Option<Timing>,
-}
-
-/// Why events got no numbers.
-pub enum Unnumbered<E> {
-    /// The bus is not running and keeps no more events for its start.
-    Refused(EngineError),
-    /// The journal did not take them.
-    Journal(E),
 }
 
 /// The routes of events that have just entered lanes.
@@ -133,30 +124,6 @@ impl<O: Ops> Gate<O> {
         let counts = &mut lock(&self.state).counts;
         counts.offered += 1;
         counts.duplicate += 1;
-    }
-
-    /// Gives numbers to events, whose first `append` is told and hands to the journal; it does not wait
-    /// for anything. They count as waiting until their [commit](Self::commit).
-    pub fn number<E>(
-        &self,
-        count: usize,
-        append: impl FnOnce(u64) -> Result<(), E>,
-    ) -> Result<u64, Unnumbered<E>> {
-        let mut state = lock(&self.state);
-        let kept = state.held.len() + state.uncommitted;
-        if !state.open && kept + count > state.bound {
-            state.counts.offered += count as u64;
-            state.counts.rejected += count as u64;
-            let bound = state.bound;
-            return Err(Unnumbered::Refused(EngineError::NotStarted { bound }));
-        }
-        let first = self.sequencer.last() + 1;
-        append(first).map_err(Unnumbered::Journal)?;
-        self.sequencer.go_on_behind(first - 1 + count as u64);
-        state.counts.offered += count as u64;
-        state.counts.waiting += count as u64;
-        state.uncommitted += count;
-        Ok(first)
     }
 
     /// Lets events in whose commit is flushed, in their order. Their lanes are yet to be told.

@@ -12,6 +12,7 @@ mod cycle;
 mod discard;
 mod effects;
 mod full;
+mod numbering;
 mod quiet;
 mod redeliver;
 mod waiting;
@@ -39,9 +40,10 @@ use super::settlement::Envelope;
 use super::sync::{Arc, Mutex, MutexGuard, Shared, atomic::AtomicUsize, lock};
 use super::topic::Topic;
 
-pub use self::committed::{Committed, Entered, Unnumbered};
+pub use self::committed::{Committed, Entered};
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
+pub use self::numbering::{Numbering, Taken, Turn, Unnumbered};
 pub use self::quiet::Calm;
 pub use self::redeliver::Redelivery;
 pub use self::waiting::Ticket;
@@ -191,6 +193,8 @@ struct State<O: Ops> {
     drainers: Vec<(O::Waker, Calm)>,
     /// Events that are numbered and whose commit is not over.
     uncommitted: usize,
+    /// Events that wait for their number until others have less to do.
+    in_line: usize,
     counts: Counts,
 }
 
@@ -220,6 +224,7 @@ impl<O: Ops> Gate<O> {
             blocked: HashMap::new(),
             drainers: Vec::new(),
             uncommitted: 0,
+            in_line: 0,
             counts: Counts::default(),
         };
         Self {
@@ -615,6 +620,7 @@ impl<O: Ops> Gate<O> {
         }
         state.counts.cancelled += state.counts.waiting;
         state.counts.waiting = 0;
+        state.in_line = 0;
         state.blocked.clear();
         self.notice_quiet(&mut state, effects);
     }

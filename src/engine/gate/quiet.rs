@@ -71,6 +71,7 @@ impl<O: Ops> State<O> {
         self.waiters.is_empty()
             && self.held.is_empty()
             && self.uncommitted == 0
+            && self.in_line == 0
             && self
                 .doors
                 .iter()

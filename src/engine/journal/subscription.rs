@@ -123,6 +123,21 @@ impl Subscription {
         }
     }
 
+    /// Everything up to here is settled on all levels, or a straggler, if everything up to `offered` was
+    /// [offered](Self::accept) to it.
+    pub fn settled_through(&self, offered: u64) -> u64 {
+        let progress = lock(&self.progress);
+        let levels = progress.levels.iter().map(|level| {
+            let position = level.cursor.position();
+            match level.caught_up && level.cursor.open() == 0 {
+                // An idle one looks only now and then at what is not its own.
+                true => position.max(offered),
+                false => position,
+            }
+        });
+        levels.min().unwrap_or(offered)
+    }
+
     /// From within [`Observer::committed`](super::Observer::committed), for every event that is
     /// this subscription's, in order: whether the lane is to be given it now. Without room the
     /// level falls behind, and is refilled.
@@ -135,6 +150,8 @@ impl Subscription {
         level.caught_up = room;
         if room {
             level.cursor.hand(sequence);
+        } else {
+            level.cursor.pass(sequence - 1);
         }
         room
     }

@@ -414,6 +414,11 @@ impl<O: Ops> Lane<O> {
         self.look(&mut consumer)
     }
 
+    /// Whether somebody has paused it.
+    pub fn is_paused(&self) -> bool {
+        lock(&self.consumer).barred & PAUSED != 0
+    }
+
     /// Lets the lane ask its breaker again. Returns whether to schedule it.
     #[must_use]
     fn ask_again(&self) -> bool {

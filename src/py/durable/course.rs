@@ -9,9 +9,10 @@ use super::items::{Item, Items};
 use super::{encode, exception};
 use crate::engine::bus::Bus;
 use crate::engine::digest::Digest;
-use crate::engine::durable::{Publication, Refusal};
+use crate::engine::durable::{Beyond, Publication, Refusal};
 use crate::engine::journal::{Bounds, JournalError};
 use crate::engine::store::Durability;
+use crate::py::clock::monotonic_ns;
 use crate::py::core::Core;
 use crate::py::errors::{self, Error};
 use crate::py::ops::{Event, FutureWaker, PyOps, Signal, Waker, block_on};
@@ -29,6 +30,7 @@ pub struct Course {
     core: Arc<Core>,
     items: Items,
     durability: Durability,
+    beyond: Beyond,
     waits: Waits,
 }
 
@@ -39,7 +41,7 @@ enum Waits {
     Room(usize),
     /// For the fate of an equal key.
     Key(Digest),
-    /// For the flush.
+    /// For the flush, and where it had to line up, for its turn before that.
     Commit(Arc<Publication<PyOps>>),
 }
 
@@ -53,16 +55,18 @@ enum Step {
 
 impl Course {
     /// Of events that are valid. Says what of them cannot be stored; then none is published.
-    pub fn new(py: Python<'_>, core: &Arc<Core>, prepared: Vec<Prepared>) -> PyResult<Self> {
+    /// One that a handler of the bus publishes waits for nobody who is behind.
+    pub fn new(
+        py: Python<'_>,
+        core: &Arc<Core>,
+        prepared: Vec<Prepared>,
+        by_handler: bool,
+    ) -> PyResult<Self> {
         let journaled = core.journaled.as_ref().expect("only such publish here");
         let (now, wall) = super::moment(py, &core.clock)?;
-        let most = Bounds::default().max_pending;
-        if prepared.len() > most {
+        if let Some(text) = too_many(prepared.len(), journaled.engine.max_backlog()) {
             prepared.iter().for_each(Prepared::discard);
             prepared.iter().for_each(|_| core.bus.count_rejected());
-            let text = format!(
-                "a batch of a bus with a path has at most {most} events; publish it in parts"
-            );
             return Err(Error::InvalidEvent.exception(py, "events", text));
         }
         let several = prepared.len() > 1;
@@ -99,6 +103,10 @@ impl Course {
             core: core.clone(),
             items,
             durability: durability.unwrap_or(journaled.level),
+            beyond: match by_handler {
+                true => Beyond::Exceed,
+                false => Beyond::Wait,
+            },
             waits: Waits::Nothing,
         })
     }
@@ -112,15 +120,22 @@ impl Course {
         match std::mem::replace(&mut self.waits, Waits::Nothing) {
             Waits::Commit(publication) => match publication.fate() {
                 None => {
+                    if let Some(written) = publication.take_back() {
+                        self.items.take_back(written);
+                        return self.begin(py);
+                    }
                     self.waits = Waits::Commit(publication);
                     Ok(Step::Waits)
                 }
-                Some(Ok(_)) => {
+                Some(fate) => {
+                    if publication.lined_up {
+                        self.items.count_duplicates(self.bus());
+                    }
                     self.waits = Waits::Commit(publication);
+                    // Its events were discarded, and their keys dealt with, where that was found.
+                    fate.map_err(|error| exception(py, &error))?;
                     Ok(Step::Over)
                 }
-                // Its events were discarded, and their keys dealt with, where that was found.
-                Some(Err(error)) => Err(exception(py, &error)),
             },
             Waits::Key(_) => {
                 self.bus().count_joined(false);
@@ -155,10 +170,12 @@ impl Course {
         let count = written.len();
         match journaled
             .engine
-            .publish(&core.bus, written, self.durability)
+            .publish(&core.bus, written, self.durability, self.beyond)
         {
             Ok(publication) => {
-                self.items.count_duplicates(&core.bus);
+                if !publication.lined_up {
+                    self.items.count_duplicates(&core.bus);
+                }
                 self.waits = Waits::Commit(publication);
                 Ok(Step::Waits)
             }
@@ -230,12 +247,15 @@ impl Course {
     /// for anything else not at all.
     pub fn finish(&mut self, py: Python<'_>, blocked: Blocked<'_>) -> PyResult<()> {
         let in_loop = crate::py::ops::in_running_loop(py)?;
+        if in_loop && self.beyond == Beyond::Wait {
+            self.beyond = Beyond::Refuse;
+        }
         while let Step::Waits = self.advance(py)? {
             if in_loop && self.is_handed_over() {
                 return Ok(());
             }
             if in_loop {
-                self.give_up();
+                self.give_up(py);
                 let text = "the event would have to wait, and this thread runs an event loop; use await publish()";
                 let error = Error::QueueFull.exception(py, "", text);
                 return Err(errors::no_room(py, error));
@@ -244,7 +264,7 @@ impl Course {
             if self.wait(Waker::Thread(signal.clone()))
                 && let Err(error) = blocked(&mut || signal.wait(py, None))
             {
-                self.give_up();
+                self.give_up(py);
                 return Err(error);
             }
         }
@@ -257,14 +277,27 @@ impl Course {
     }
 
     /// Nobody waits any more. What was handed over stays so.
-    pub fn give_up(&self) {
+    pub fn give_up(&self, py: Python<'_>) {
         match &self.waits {
-            Waits::Commit(_) => {}
+            Waits::Commit(publication) => self.leave_line(py, publication),
             Waits::Key(_) => {
                 self.bus().count_cancelled();
                 self.items.discard();
             }
             Waits::Nothing | Waits::Room(_) => self.items.discard(),
+        }
+    }
+
+    fn leave_line(&self, py: Python<'_>, publication: &Arc<Publication<PyOps>>) {
+        if !publication.lined_up {
+            return;
+        }
+        let journaled = self.core.journaled.as_ref();
+        let engine = &journaled.expect("only such publish here").engine;
+        let now = self.core.now(py).unwrap_or_else(|_| monotonic_ns());
+        match engine.leave_line(self.bus(), publication, now) {
+            true => self.items.discard(),
+            false => self.items.count_duplicates(self.bus()),
         }
     }
 
@@ -288,7 +321,7 @@ impl Course {
     /// What came of each: its event and its number, none for duplicates.
     fn results(self) -> (Vec<(Event, Option<u64>)>, Stored) {
         let (mut number, stored) = match self.waits {
-            Waits::Commit(publication) => (publication.first, Stored::Commit(publication)),
+            Waits::Commit(publication) => (publication.first(), Stored::Commit(publication)),
             _ => (0, BEFORE),
         };
         let results = self.items.0.into_iter().map(|item| {
@@ -300,4 +333,18 @@ impl Course {
         });
         (results.collect(), stored)
     }
+}
+
+/// What is wrong with a batch of so many, which would never get in.
+fn too_many(count: usize, max_backlog: Option<u64>) -> Option<String> {
+    let most = Bounds::default().max_pending;
+    if count > most {
+        return Some(format!(
+            "a batch of a bus with a path has at most {most} events; publish it in parts"
+        ));
+    }
+    let limit = max_backlog.filter(|limit| count as u64 > *limit)?;
+    Some(format!(
+        "a batch has at most max_backlog={limit} events; publish it in parts, or raise max_backlog"
+    ))
 }

@@ -99,12 +99,18 @@ impl Items {
 
     /// It was not handed over: lets go of the claims.
     pub fn put_back(&mut self, bus: &Bus<PyOps>, written: Vec<Written<PyOps>>) {
+        self.take_back(written);
+        let claimed = self.0.iter().filter(|item| !item.duplicate);
+        for key in claimed.filter_map(|item| item.key.as_ref()) {
+            wake_all(bus.with_keys(|keys| keys.release(key)));
+        }
+    }
+
+    /// It has waited without claims, and is to be brought anew.
+    pub fn take_back(&mut self, written: Vec<Written<PyOps>>) {
         let mut written = written.into_iter();
         for item in self.0.iter_mut().filter(|item| !item.duplicate) {
             item.stored = written.next().map(|written| written.stored);
-            if let Some(key) = &item.key {
-                wake_all(bus.with_keys(|keys| keys.release(key)));
-            }
         }
     }
 

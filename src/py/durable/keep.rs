@@ -80,6 +80,7 @@ pub struct JournalSettings {
     durability: String,
     retention: Option<f64>,
     absent_ttl: Option<f64>,
+    max_backlog: Option<u64>,
 }
 
 impl JournalSettings {
@@ -92,7 +93,7 @@ impl JournalSettings {
             ..Keeping::default()
         };
         let level = super::durability(&self.durability).unwrap_or_default();
-        Journaled::new(self.path, level, letters, keeping)
+        Journaled::new(self.path, self.max_backlog, level, letters, keeping)
     }
 }
 

@@ -54,9 +54,15 @@ pub struct Journaled {
 
 impl Journaled {
     /// In this file, which is not touched yet.
-    pub fn new(path: PathBuf, level: Durability, letters: Limits, keeping: Keeping) -> Self {
+    pub fn new(
+        path: PathBuf,
+        max_backlog: Option<u64>,
+        level: Durability,
+        letters: Limits,
+        keeping: Keeping,
+    ) -> Self {
         Self {
-            engine: Arc::new(Durable::new(path)),
+            engine: Arc::new(Durable::new(path, max_backlog)),
             level,
             letters,
             keeping,

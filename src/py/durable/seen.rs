@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::{Journaled, exception};
+use crate::engine::bus::Bus;
 use crate::engine::journal::JournalError;
 use crate::engine::store::WallSeconds;
 use crate::engine::sync::lock;
+use crate::py::ops::PyOps;
 
 /// See the module.
 #[derive(Default)]
@@ -48,6 +50,7 @@ impl Journaled {
     pub fn report<'py>(
         &self,
         py: Python<'py>,
+        bus: &Bus<PyOps>,
         wall: WallSeconds,
     ) -> PyResult<Option<Bound<'py, PyDict>>> {
         if !self.is_open() {
@@ -65,6 +68,11 @@ impl Journaled {
             .collect();
         report.set_item("absent", absent)?;
         report.set_item("size", size)?;
+        let furthest = self.engine.furthest_behind(bus);
+        report.set_item("backlog", furthest.events)?;
+        report.set_item("backlog_of", furthest.subscription)?;
+        report.set_item("backlog_bound", self.engine.max_backlog())?;
+        report.set_item("publishers", furthest.publishers)?;
         self.report_kept(&report)?;
         Ok(Some(report))
     }

@@ -50,7 +50,8 @@ fn store(
     prepared: Vec<Prepared>,
     origin: Option<&Origin>,
 ) -> PyResult<Course> {
-    let mut course = Course::new(py, core, prepared)?;
+    let by_handler = lane_of(core, origin).is_some();
+    let mut course = Course::new(py, core, prepared, by_handler)?;
     course.finish(py, &|wait| match origin {
         Some(origin) => origin.core.pool().while_waiting(wait),
         None => wait(),

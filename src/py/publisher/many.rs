@@ -89,7 +89,8 @@ impl PublishMany {
         if core.journaled.is_none() {
             return self.advance(py, batch);
         }
-        let course = Course::new(py, &core, batch.into_prepared(py))?;
+        let by_handler = lane_of(&core, batch.origin.as_ref()).is_some();
+        let course = Course::new(py, &core, batch.into_prepared(py), by_handler)?;
         self.drive(py, Box::new(course))
     }
 
@@ -140,7 +141,7 @@ impl PublishMany {
                 batch.discard_rest();
             }
             ManyState::Going(mut batch) => batch.discard_rest(),
-            ManyState::Storing(course, _) => course.give_up(),
+            ManyState::Storing(course, _) => course.give_up(py),
             _ => {}
         }
     }

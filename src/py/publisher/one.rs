@@ -174,7 +174,8 @@ impl Publish {
         let origin = caller.origin.as_deref();
         let wall = wall_at(monotonic_ns());
         let prepared = prepare(py, core, event, data, options, origin, wall)?;
-        let course = Course::new(py, core, vec![prepared])?;
+        let by_handler = lane_of(core, origin).is_some();
+        let course = Course::new(py, core, vec![prepared], by_handler)?;
         self.drive(py, Box::new(course))
     }
 
@@ -401,7 +402,7 @@ impl Publish {
     fn end(&self, py: Python<'_>) {
         match self.swap(py, State::Over) {
             State::Waiting(waiting) => waiting.cancel(py),
-            State::Storing(course, _) => course.give_up(),
+            State::Storing(course, _) => course.give_up(py),
             _ => {}
         }
     }
@@ -412,7 +413,7 @@ impl Publish {
         match state {
             State::Created(_) => native::warn_never_awaited(py, "EventBus.publish"),
             State::Waiting(waiting) => waiting.cancel(py),
-            State::Storing(course, _) => course.give_up(),
+            State::Storing(course, _) => course.give_up(py),
             State::Yielding(_) | State::Running | State::Over => {}
         }
     }
