@@ -110,7 +110,7 @@ def test_who_waits_is_served_first_come_first_served(path):
             while backlog(bus) > 2:
                 await asyncio.sleep(0)
             await turns()
-            assert not first.done() and not second.done() and not third.done()
+            assert not any(task.done() for task in (first, second, third))
             slow.free()
             batch, one, other = await asyncio.gather(first, second, third)
             assert [receipt.sequence for receipt in batch.receipts] == [5, 6, 7]
@@ -412,6 +412,72 @@ def test_a_retry_that_waits_keeps_nobody_waiting(path):
     run(main())
 
 
+@pytest.mark.parametrize(("topic", "options"), [("*", {"concurrency": 2, "ordered": False}), ("first", {})])
+def test_one_that_hangs_does_not_count_what_is_done(path, topic, options):
+    """In a lane that handles several at once, and in one for rare events: it is left behind, and counts as one."""
+
+    async def main():
+        bus = EventBus(path=path, max_backlog=10)
+        hangs, seen = asyncio.Event(), []
+
+        async def handle(event):
+            if event.type == "first":
+                hangs.set()
+                await asyncio.Event().wait()
+            seen.append(number(event))
+
+        bus.subscribe(topic, handle, name="hangs", **options)
+        async with bus:
+            await bus.publish("first")
+            await hangs.wait()
+            for n in range(100):
+                await bus.publish("t", n)
+            while topic == "*" and len(seen) < 100:
+                await asyncio.sleep(0)
+            assert 1 <= backlog(bus) <= 10
+            await bus.stop(timeout=0)
+        assert seen == ([*range(100)] if topic == "*" else [])
+
+        again = []
+        bus = EventBus(path=path)
+        bus.subscribe(topic, lambda event: again.append(event.type), name="hangs", **options)
+        async with bus:
+            await bus.drain()
+        assert again == ["first"]
+
+    run(main())
+
+
+def test_those_left_behind_count_until_they_are_done(path):
+    """However many are left behind one after the other, not more than the limit are undone."""
+
+    async def main():
+        bus = EventBus(path=path, max_backlog=8)
+        slow = Slow(bus, "slow", concurrency=100, ordered=False)
+        async with bus:
+            undone = []
+
+            async def publish():
+                for n in range(100):
+                    await bus.publish("slow" if n % 4 == 0 else "other", n)
+                    undone.append(bus.metrics().subscriptions["slow"].ledger.pending)
+
+            task = asyncio.create_task(publish())
+            while len(undone) <= 12:
+                await asyncio.sleep(0)
+            # Without a limit they would be 25 by the end.
+            await waiting(bus, 1)
+            assert not task.done()
+            assert max(undone) <= 8
+            slow.free()
+            await task
+            await bus.drain()
+            assert backlog(bus) == 0
+        assert sorted(slow.seen) == list(range(0, 100, 4))
+
+    run(main())
+
+
 # Lives of a bus ---------------------------------------------------------------------
 
 
@@ -473,7 +539,8 @@ def test_who_waits_at_a_stop_goes_on_after_the_next_start(path):
         gone = asyncio.create_task(bus.publish("t", "gone"))
         await waiting(bus, 2)
         report = await bus.stop(timeout=0)
-        assert not report.drained and not task.done()
+        assert not report.drained
+        assert not task.done()
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
@@ -510,7 +577,7 @@ def test_a_stop_waits_for_those_who_wait(path):
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
 def test_a_wrong_limit_is_refused_by_its_name(path, wrong):
-    with pytest.raises(InvalidOption, match="^max_backlog must be a whole number of at least 1") as refused:
+    with pytest.raises(InvalidOption, match=r"^max_backlog must be a whole number of at least 1") as refused:
         EventBus(path=path, max_backlog=wrong)
     assert refused.value.field == "max_backlog"
 

@@ -405,6 +405,8 @@ def options() -> None:
     HealthThresholds(60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     DeadLetters(when_full="explode")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(path="orders.bus", durability="os", overflow="spill")
+    EventBus(path="orders.bus", max_backlog=None)
+    EventBus(path="orders.bus", max_backlog="10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(path=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(durability="memory")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     EventBus(idempotency=Idempotency("content", ttl=60, max_keys=10))

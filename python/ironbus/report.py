@@ -129,7 +129,7 @@ class Metrics:
     retries: int  # runs so far that ended with "again later", of all subscriptions
     dead_letters: DeadLetterMetrics
     # events by which the subscription is behind that is furthest, of those that are here and not paused: never fewer
-    # than it has still to do; 0 without a path
+    # than it has still to do, retries that wait not counted; 0 without a path
     backlog: int = 0
 
 

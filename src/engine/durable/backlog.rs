@@ -41,14 +41,14 @@ pub(super) struct Backlog<O: Ops> {
 pub(super) enum Standing<O: Ops> {
     /// All subscriptions are near enough.
     Free,
-    /// This one is too far behind; none: others wait already, and nobody is too far behind any more.
+    /// This one is furthest behind, and too far, or others wait for it already; none: it has gone, and they still wait.
     Behind(Option<Arc<Window<O>>>),
 }
 
 /// The subscription that is furthest behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Furthest {
-    /// By so many events; never fewer than it has to do.
+    /// By so many events; never fewer than it has to do, retries that wait not counted.
     pub events: u64,
     /// Its name; none: no subscription is at work.
     pub subscription: Option<String>,
@@ -139,11 +139,8 @@ impl<O: Ops> Durable<O> {
             };
         };
         let free_through = settled.saturating_add(limit);
-        if last > free_through {
+        if last > free_through || !is_first {
             return Standing::Behind(Some(window));
-        }
-        if !is_first {
-            return Standing::Behind(None);
         }
         if line.is_empty() {
             self.backlog
@@ -151,6 +148,12 @@ impl<O: Ops> Durable<O> {
                 .store(free_through, Ordering::Release);
         }
         Standing::Free
+    }
+
+    /// Where one is held back by a few that hang, and is through with the others, nobody waits for it.
+    pub(super) fn get_on(&self, window: &Window<O>) -> bool {
+        let least = self.backlog.limit.map_or(1, |limit| (limit / 2).max(1));
+        window.leave_behind(self.refiller.through(), least)
     }
 
     /// The one that is at work and furthest behind, and up to where it is through.

@@ -27,6 +27,9 @@ pub enum Beyond {
     Exceed,
 }
 
+/// So many are let in before others may come to the gate.
+const IN_A_ROW: usize = 256;
+
 /// What becomes of those who do not get in when it is their turn.
 enum Served<O: Ops> {
     Back(InLine<O>),
@@ -50,10 +53,7 @@ impl<O: Ops> Durable<O> {
         let line_up = |numbering: Numbering<'_, O::Waker>, written: &mut Vec<Written<O>>| {
             let refused = match (beyond, self.standing(numbering.first, written.len())) {
                 (Beyond::Exceed, _) | (_, Standing::Free) => return Ok(None),
-                (Beyond::Wait, Standing::Behind(window)) if numbering.open => {
-                    if let Some(window) = window {
-                        self.backlog.wait_for(window.lane_id());
-                    }
+                (Beyond::Wait, Standing::Behind(_)) if numbering.open => {
                     let publication = Arc::new(Publication::new(None, written.len()));
                     for key in written.iter().filter_map(|item| item.key.as_ref()) {
                         joined.extend(numbering.keys.release(key));
@@ -69,7 +69,7 @@ impl<O: Ops> Durable<O> {
                 (_, Standing::Behind(window)) => window,
             };
             let name = refused.map(|window| window.name().to_owned());
-            let subscription = name.unwrap_or_default();
+            let subscription = name.unwrap_or_else(|| "(gone)".into());
             let limit = self.max_backlog().unwrap_or_default();
             Err(match numbering.open {
                 true => EngineError::Behind {
@@ -188,6 +188,7 @@ impl<O: Ops> Durable<O> {
     pub(super) fn serve_line(&self, bus: &Bus<O>, now: Nanos) {
         let Some(open) = self.opened() else { return };
         let mut served = Vec::new();
+        let mut left = IN_A_ROW;
         let mut effects = Effects::default();
         bus.gate.serve_line(&mut effects, |numbering| {
             let Numbering { first, keys, .. } = numbering;
@@ -196,6 +197,11 @@ impl<O: Ops> Durable<O> {
                 self.backlog.wait_for(0);
                 return None;
             };
+            if left == 0 {
+                self.refiller.ask_line();
+                return None;
+            }
+            left -= 1;
             let count = front.written.len();
             match open.journal.refuses() {
                 // They wait for the next opening.
@@ -207,8 +213,9 @@ impl<O: Ops> Durable<O> {
                 Ok(()) => {}
             }
             while let Standing::Behind(window) = self.standing_of_first(&line, first, count) {
-                let lane = window.map_or(0, |window| window.lane_id());
-                if !self.backlog.wait_for(lane) {
+                let lane = window.as_ref().map_or(0, |window| window.lane_id());
+                let moved = window.is_some_and(|window| self.get_on(&window));
+                if !self.backlog.wait_for(lane) && !moved {
                     return None;
                 }
             }

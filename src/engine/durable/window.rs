@@ -84,6 +84,12 @@ impl<O: Ops> Window<O> {
         Some(self.subscription()?.settled_through(offered))
     }
 
+    /// Gets on by so many at least, if it is only held back by a few.
+    pub(super) fn leave_behind(&self, offered: u64, least: u64) -> bool {
+        self.subscription()
+            .is_some_and(|subscription| subscription.leave_behind(offered, least))
+    }
+
     /// It may be through with more than before.
     pub(super) fn moved(&self) {
         if self.backlog.waits_for(self.lane_id()) {

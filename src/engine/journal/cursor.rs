@@ -124,6 +124,15 @@ impl Cursor {
         left.into_iter().collect()
     }
 
+    /// Goes on to where there is nothing more of the lane than what is handed out, all of which becomes
+    /// stragglers.
+    pub fn leave(&mut self, through: u64) -> Vec<u64> {
+        let left = std::mem::take(&mut self.open);
+        self.pass(through);
+        self.advance();
+        left.into_iter().collect()
+    }
+
     fn advance(&mut self) {
         let frontier = self.open.first().map_or(self.scanned, |first| first - 1);
         self.position = self.position.max(frontier);
@@ -215,6 +224,24 @@ mod tests {
         assert_eq!(cursor.settle(3), Settled::Straggler);
         cursor.settle(5);
         assert_eq!(cursor.position(), 5);
+    }
+
+    #[test]
+    fn what_is_handed_out_may_be_left_behind_as_a_whole() {
+        let mut cursor = Cursor::default();
+        (1..=6).for_each(|sequence| cursor.hand(sequence));
+        for sequence in [2, 4, 6] {
+            cursor.settle(sequence);
+        }
+        assert_eq!(cursor.leave(9), [1, 3, 5]);
+        assert_eq!(
+            (cursor.position(), cursor.open(), cursor.runs().len()),
+            (9, 0, 0)
+        );
+        assert_eq!(cursor.settle(3), Settled::Straggler);
+        cursor.hand(12);
+        assert_eq!(cursor.leave(cursor.scanned()), [12]);
+        assert_eq!(cursor.position(), 12);
     }
 
     proptest! {

@@ -5,7 +5,7 @@
 //! a commit hands events over directly. Where the lane has no room it falls behind, and is
 //! refilled from the journal when it has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -44,6 +44,8 @@ struct Progress {
     changes: Vec<Change>,
     /// Failed attempts of events that are handed out, and when the next one is.
     attempts: HashMap<(Priority, u64), (u32, Option<WallSeconds>)>,
+    /// Left behind so that nobody waits for them, and handed out still.
+    left: HashSet<(Priority, u64)>,
     /// The queue has it.
     marked: bool,
 }
@@ -124,9 +126,10 @@ impl Subscription {
     }
 
     /// Everything up to here is settled on all levels, or a straggler, if everything up to `offered` was
-    /// [offered](Self::accept) to it.
+    /// [offered](Self::accept) to it; less what it has [left behind](Self::leave_behind).
     pub fn settled_through(&self, offered: u64) -> u64 {
         let progress = lock(&self.progress);
+        let left = progress.left.len() as u64;
         let levels = progress.levels.iter().map(|level| {
             let position = level.cursor.position();
             match level.caught_up && level.cursor.open() == 0 {
@@ -135,7 +138,47 @@ impl Subscription {
                 false => position,
             }
         });
-        levels.min().unwrap_or(offered)
+        levels.min().unwrap_or(offered).saturating_sub(left)
+    }
+
+    /// Where few events that are handed out hold a level back at many that are done, or not its own, leaves
+    /// them behind, if it gets on by `least` at least. False: there is no such level.
+    pub fn leave_behind(self: &Arc<Self>, offered: u64, least: u64) -> bool {
+        let mut progress = lock(&self.progress);
+        let mut moved = false;
+        for level in Priority::ALL {
+            let place = &mut progress.levels[level.index()];
+            let cursor = &mut place.cursor;
+            let through = match place.caught_up {
+                true => offered.max(cursor.scanned()),
+                false => cursor.scanned(),
+            };
+            let gain = through.saturating_sub(cursor.position());
+            let open = cursor.open();
+            if open == 0 || open > MAX_RUNS || gain < least || open as u64 * 2 > gain {
+                continue;
+            }
+            let left = cursor.leave(through);
+            progress.left.extend(left.iter().map(|it| (level, *it)));
+            self.put_aside(&mut progress, level, left);
+            self.touch(&mut progress, level);
+            moved = true;
+        }
+        moved
+    }
+
+    /// The cursor goes on without these.
+    fn put_aside(&self, progress: &mut Progress, level: Priority, left: Vec<u64>) {
+        for sequence in left {
+            let attempts = progress.attempts.remove(&(level, sequence));
+            let (attempt, due) = attempts.unwrap_or_default();
+            let state = match attempt {
+                0 => StragglerState::Waiting,
+                _ => StragglerState::Retry,
+            };
+            let straggler = self.straggler(level, sequence, attempt, due, state);
+            progress.changes.push(Change::Put(straggler));
+        }
     }
 
     /// From within [`Observer::committed`](super::Observer::committed), for every event that is
@@ -317,6 +360,7 @@ impl Subscription {
     ) {
         let mut progress = lock(&self.progress);
         progress.attempts.remove(&(level, sequence));
+        progress.left.remove(&(level, sequence));
         progress.levels[level.index()].cursor.settle(sequence);
         let straggler = self.straggler(level, sequence, attempt, due, state);
         progress.changes.push(Change::Put(straggler));
@@ -382,24 +426,11 @@ impl Subscription {
     pub(super) fn take(&self, now: WallSeconds) -> (Vec<CursorRow>, Vec<Change>) {
         let mut progress = lock(&self.progress);
         progress.marked = false;
-        let Progress {
-            levels,
-            changes,
-            attempts,
-            ..
-        } = &mut *progress;
         let mut rows = Vec::new();
-        for (level, place) in Priority::ALL.into_iter().zip(levels) {
-            for sequence in place.left_behind(now) {
-                let (attempt, due) = attempts.remove(&(level, sequence)).unwrap_or_default();
-                let state = match attempt {
-                    0 => StragglerState::Waiting,
-                    _ => StragglerState::Retry,
-                };
-                changes.push(Change::Put(
-                    self.straggler(level, sequence, attempt, due, state),
-                ));
-            }
+        for level in Priority::ALL {
+            let left = progress.levels[level.index()].left_behind(now);
+            self.put_aside(&mut progress, level, left);
+            let place = &mut progress.levels[level.index()];
             if std::mem::take(&mut place.touched) {
                 rows.push(CursorRow {
                     subscription: self.id,
@@ -409,7 +440,7 @@ impl Subscription {
                 });
             }
         }
-        (rows, std::mem::take(changes))
+        (rows, std::mem::take(&mut progress.changes))
     }
 
     /// By the writer: the batch failed before this was taken.
@@ -463,6 +494,7 @@ impl Progress {
         let place = &mut self.levels[level.index()];
         place.touched = true;
         if place.cursor.settle(sequence) == Settled::Straggler {
+            self.left.remove(&(level, sequence));
             self.changes
                 .push(Change::Gone(subscription, level, sequence));
         }
