@@ -886,13 +886,6 @@ def test_no_folder_no_journal(tmp_path):
     assert "create the folder first" in run(refused(tmp_path / "nowhere" / "x.bus"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_file_that_may_not_be_written_is_refused(path):
-    run(session(path, ("a", 1)))
-    path.chmod(0o400)
-    assert "read-only" in run(refused(path))
-
-
 # The end of a process --------------------------------------------------------------
 
 

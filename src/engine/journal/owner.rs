@@ -88,15 +88,20 @@ impl Owner {
             if !is_at(&file, &path) {
                 continue;
             }
-            let written = file
-                .set_len(0)
-                .and_then(|()| file.rewind())
-                .and_then(|()| writeln!(file, "{}", std::process::id()));
-            if let Err(error) = written {
-                return Err(lost(error));
-            }
-            return Ok(Self { file, path });
+            // From here on it is taken away again, whatever fails.
+            let mut owner = Self { file, path };
+            return match owner.sign() {
+                Ok(()) => Ok(owner),
+                Err(error) => Err(JournalError::Store(Problem::from(error).at(&owner.path))),
+            };
         }
+    }
+
+    /// Leaves word of who it is.
+    fn sign(&mut self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", std::process::id())
     }
 }
 

@@ -140,10 +140,12 @@ fn look_at_file(path: &Path) -> Result<fs::Metadata, Problem> {
 /// ordinary opening of somebody else's database would bring. Through SQLite all the same:
 /// to open and close the file by ourselves would drop the locks of this process on it.
 fn probe(path: &Path, schema: &Schema) -> Result<(), Problem> {
+    let is_at_rest = || !fs::metadata(beside(path, "-wal")).is_ok_and(|wal| wal.len() > 0);
+    let before = is_at_rest();
     match schema.recognise(&open_as_it_lies(path)?) {
         // A checkpoint that was killed leaves pages that only make sense with the log.
-        Ok(_) | Err(Problem::Corrupt) => Ok(()),
-        Err(problem) => Err(problem),
+        Err(Problem::Corrupt) if !(before && is_at_rest()) => Ok(()),
+        found => found.map(drop),
     }
 }
 
