@@ -338,7 +338,7 @@ def test_bench_measures_a_bus_with_a_file(cli: Cli) -> None:
 
     if _core.debug_build:
         pytest.skip("a debug build refuses to measure")
-    for row in ("receipt each", "key parked", "opening"):
+    for row in ("receipt each", "key parked", "never comes back", "opening"):
         run = cli("bench", "--events", "1000", "--rounds", "1", "--only", row, "--json")
         assert run.code == 0, run.err
         (measured,) = run.json["rows"]

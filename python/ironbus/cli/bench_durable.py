@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ironbus import Event, EventBus
@@ -18,13 +19,24 @@ from ironbus.cli.bench_kit import Payload, Row, Sample, Scale, Target, against, 
 PUBLISHERS = 100
 KEYS = 7_554  # as in a real log of incidents
 HANDED_OUT = 64  # bytes that the floor appends at a time
+LONG = 10  # times the events of a round, where it is a long backlog that must not be felt
+ROUNDS = 3  # at most, of those
 
 
-def many(work: Sequence[Payload]) -> float:
-    """Publishes a thousand at a time, handles and settles: until the bus is closed, so that all is in the file."""
+def many(work: Sequence[Payload], absent: bool = False) -> float:
+    """Publishes a thousand at a time, handles and settles: until the bus is closed, so that all is in the file.
+
+    With ``absent``, the file also keeps the events for a subscription that was there once.
+    """
 
     async def run(folder: str) -> float:
-        bus, seen = EventBus(path=Path(folder) / "bench.bus"), 0
+        path = Path(folder) / "bench.bus"
+        if absent:
+            before = EventBus(path=path)
+            before.subscribe("order", _never, name="ship")
+            async with before:
+                pass
+        bus, seen = EventBus(path=path), 0
 
         async def handler(_: Event) -> None:
             nonlocal seen
@@ -51,21 +63,21 @@ def receipts(work: Sequence[Payload]) -> float:
     async def run(folder: str) -> float:
         async with EventBus(path=Path(folder) / "bench.bus") as bus:
             start = time.perf_counter()
-            await publishers(bus, work)
+            await publishers(bus, work, len(work))
             return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(run(folder))
 
 
-async def publishers(bus: EventBus, work: Sequence[Payload]) -> None:
-    """A hundred tasks that share the work; the keys come round like those of a real log."""
+async def publishers(bus: EventBus, work: Sequence[Payload], count: int) -> None:
+    """A hundred tasks that share ``count`` events; payloads and keys come round, the keys like those of a real log."""
 
     async def publisher(part: range) -> None:
         for number in part:
-            await bus.publish("order", work[number], key=f"k{number % KEYS}")
+            await bus.publish("order", work[number % len(work)], key=f"k{number % KEYS}")
 
-    await asyncio.gather(*(publisher(range(i, len(work), PUBLISHERS)) for i in range(PUBLISHERS)))
+    await asyncio.gather(*(publisher(range(i, count, PUBLISHERS)) for i in range(PUBLISHERS)))
 
 
 def append_and_flush(work: Sequence[Payload]) -> float:
@@ -80,7 +92,12 @@ def append_and_flush(work: Sequence[Payload]) -> float:
 
 
 def parked_key(scale: Scale) -> Sample:
-    """One of the keys waits from the first event to the last: seconds and bytes, beside a run in which none does."""
+    """One of the keys waits from the first event to the last: seconds and bytes, beside a run in which none does.
+
+    With ten times the events of a round, and in few rounds.
+    """
+    count = LONG * scale.events
+    work = payloads(scale.events)
 
     async def run(folder: str, park: bool) -> tuple[float, int]:
         path, seen, opened = Path(folder) / "bench.bus", 0, asyncio.Event()
@@ -95,19 +112,18 @@ def parked_key(scale: Scale) -> Sample:
                 complete.set()
 
         complete = asyncio.Event()
-        work = payloads(scale.events)
-        waiting = len(range(0, len(work), KEYS)) if park else 0
-        settled = len(work) - waiting
+        waiting = len(range(0, count, KEYS)) if park else 0
+        settled = count - waiting
         bus.subscribe("order", handler, name="bill", concurrency=16)
         await bus.start()
         start = time.perf_counter()
-        await publishers(bus, work)
+        await publishers(bus, work, count)
         await complete.wait()
         seconds = time.perf_counter() - start
         opened.set()
         await bus.drain()
         await bus.stop()
-        expect(seen, len(work))
+        expect(seen, count)
         return seconds, path.stat().st_size
 
     def once(park: bool) -> tuple[float, int]:
@@ -115,20 +131,26 @@ def parked_key(scale: Scale) -> Sample:
         with tempfile.TemporaryDirectory() as folder:
             return asyncio.run(run(folder, park))
 
-    pairs = [(once(False), once(True)) for _ in range(scale.rounds)]
+    pairs = [(once(False), once(True)) for _ in range(min(scale.rounds, ROUNDS))]
     return Sample(
         (
             statistics.median(with_it[0] / without[0] for without, with_it in pairs),
             statistics.median(with_it[1] / without[1] for without, with_it in pairs),
         ),
-        rate=scale.events / statistics.median(with_it[0] for _, with_it in pairs),
-        peer_rate=scale.events / statistics.median(without[0] for without, _ in pairs),
+        rate=count / statistics.median(with_it[0] for _, with_it in pairs),
+        peer_rate=count / statistics.median(without[0] for without, _ in pairs),
     )
+
+
+def never_back(scale: Scale) -> Sample:
+    """The same work while the file keeps all of it for a subscription that is not there."""
+    sample = against(partial(many, absent=True), many, scale)
+    return Sample((1 / sample.values[0],), sample.rate, sample.peer_rate)
 
 
 def opening(scale: Scale) -> Sample:
     """From the constructor to the first delivery, with ten times the events of a round waiting in the file."""
-    count = 10 * scale.events
+    count = LONG * scale.events
 
     async def fill(path: Path) -> None:
         bus = EventBus(path=path)
@@ -188,10 +210,16 @@ ROWS: Sequence[Row] = (
         "append + fdatasync, one at a time",
     ),
     _row(
-        "one key parked",
+        "one key parked for 10 x the events",
         (Target("time", "x", 1.1, 1.02, at_most=True), Target("size of the journal", "x", 1.1, 1.02, at_most=True)),
         parked_key,
         "none parked",
+    ),
+    _row(
+        "a subscription that never comes back",
+        (Target("cost", "x", 1.1, 1.02, at_most=True),),
+        never_back,
+        "without it",
     ),
     _row(
         "opening with 10 x the events pending",

@@ -141,7 +141,7 @@ impl<O: Ops> Window<O> {
             return;
         }
         if let Some(lane) = self.lane()
-            && lane.depth(level) <= lane.options.bound / 2
+            && lane.window_room(level) >= lane.options.bound.div_ceil(2)
         {
             self.refiller.ask(&self.me, level);
         }
@@ -233,5 +233,9 @@ impl<O: Ops> Backing for Window<O> {
 
     fn put_back(&self, sequence: u64) {
         self.over(sequence);
+    }
+
+    fn set_aside(&self, level: Priority) {
+        self.ask(level);
     }
 }

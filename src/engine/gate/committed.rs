@@ -188,7 +188,7 @@ impl<O: Ops> Gate<O> {
         let open = state.open;
         let spill = state.spill(lane).filter(|_| open)?;
         let refilling = &mut spill.refills[level.index()];
-        let room = lane.options.bound.saturating_sub(lane.depth(level));
+        let room = lane.window_room(level);
         if refilling.is_some() || room == 0 {
             return None;
         }
@@ -416,7 +416,7 @@ impl<O: Ops> State<O> {
                     let refilling = &mut spill.refills[held.level.index()];
                     let coming = refilling.as_ref();
                     let coming = coming.map_or(0, |it| it.room + it.overtaken.len());
-                    let room = lane.depth(held.level) + coming < lane.options.bound;
+                    let room = lane.window_room(held.level) > coming;
                     if !backing.accept(held.level, held.sequence, room) {
                         spill.keep(held.sequence, held.event.clone(), effects);
                     } else if let Some(refilling) = refilling {

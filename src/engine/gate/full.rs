@@ -15,11 +15,6 @@ pub(super) enum FullLane {
     Refuse(EngineError),
 }
 
-/// How far a cycle of publishing handlers may exceed a bound.
-fn hard_limit(bound: usize) -> usize {
-    bound.saturating_mul(4).max(1024)
-}
-
 impl<O: Ops> Gate<O> {
     #[cold]
     pub(super) fn at_full_lane(
@@ -52,7 +47,7 @@ impl<O: Ops> Gate<O> {
                 // Waiting would be for ever. A bounded excess is the lesser evil; beyond it, an error.
                 let within = needed
                     .iter()
-                    .all(|lane| lane.depth(offer.level) < hard_limit(lane.options.bound));
+                    .all(|lane| lane.depth(offer.level) < lane.options.hard_limit());
                 return if within {
                     FullLane::Exceed
                 } else {

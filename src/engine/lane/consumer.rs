@@ -89,6 +89,11 @@ impl<O: Ops> Consumer<O> {
         matches!(self.order, Order::Token | Order::Computed)
     }
 
+    /// How many of a level wait for their token or for a time.
+    pub(super) fn aside(&self, level: usize) -> usize {
+        self.keys.parked(level) + self.holding.count(level)
+    }
+
     /// A run is over; with `stays`, its entry still goes first among those of its token there.
     #[inline]
     pub(super) fn leave(&mut self, token: u64, stays: Option<Priority>) {

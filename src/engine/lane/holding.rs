@@ -22,6 +22,8 @@ pub(super) struct Holding<O: Ops> {
     waiting: BTreeMap<(Nanos, u64, u64), Held<O>>,
     /// How many hold their level back.
     levels: [usize; LEVELS],
+    /// How many there are, by level.
+    counts: [usize; LEVELS],
     retries: usize,
     came: u64,
 }
@@ -51,6 +53,7 @@ impl<O: Ops> Default for Holding<O> {
             waiting: BTreeMap::new(),
             next: NEVER,
             levels: [0; LEVELS],
+            counts: [0; LEVELS],
             retries: 0,
             came: 0,
         }
@@ -76,6 +79,11 @@ impl<O: Ops> Holding<O> {
         self.levels[level] > 0
     }
 
+    /// How many of a level wait for their time.
+    pub(super) fn count(&self, level: usize) -> usize {
+        self.counts[level]
+    }
+
     /// Whether a letter that is delivered again waits for its next attempt in its place on this level.
     pub(super) fn holds_letter(&self, level: Priority) -> bool {
         self.waiting.values().any(|held| {
@@ -90,6 +98,7 @@ impl<O: Ops> Holding<O> {
 
     pub(super) fn add(&mut self, due: Nanos, entry: Entry<O>, kind: Kind) {
         self.levels[entry.level.index()] += usize::from(kind == Kind::Level);
+        self.counts[entry.level.index()] += 1;
         self.retries += usize::from(kind != Kind::Delayed);
         self.came += 1;
         self.next = self.next.min(due);
@@ -125,6 +134,7 @@ impl<O: Ops> Holding<O> {
 
     fn let_go(&mut self, held: &Held<O>) {
         self.levels[held.entry.level.index()] -= usize::from(held.kind == Kind::Level);
+        self.counts[held.entry.level.index()] -= 1;
         self.retries -= usize::from(held.kind != Kind::Delayed);
         let first = self.waiting.first_key_value();
         self.next = first.map_or(NEVER, |((due, ..), _)| *due);

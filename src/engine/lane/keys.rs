@@ -16,6 +16,8 @@ use crate::engine::priority::Priority;
 /// See the module.
 pub(super) struct Keys<O: Ops> {
     tokens: HashMap<u64, Token<O>>,
+    /// How many are parked, by level.
+    parked: [usize; LEVELS],
 }
 
 /// A token that somebody has or waits for. While it does not run, a level on which
@@ -34,6 +36,7 @@ impl<O: Ops> Default for Keys<O> {
     fn default() -> Self {
         Self {
             tokens: HashMap::new(),
+            parked: [0; LEVELS],
         }
     }
 }
@@ -54,6 +57,7 @@ impl<O: Ops> Keys<O> {
             Place::Occupied(mut place) => {
                 let token = place.get_mut();
                 if token.running || token.ahead[entry.level.index()] > 0 {
+                    self.parked[entry.level.index()] += 1;
                     token.park(rank, entry);
                     return None;
                 }
@@ -63,11 +67,17 @@ impl<O: Ops> Keys<O> {
         }
     }
 
+    /// How many of a level wait for others of their token.
+    pub(super) fn parked(&self, level: usize) -> usize {
+        self.parked[level]
+    }
+
     /// The same for an entry from among the ready.
     pub(super) fn resume(&mut self, rank: Rank, entry: Entry<O>) -> Option<Entry<O>> {
         let token = self.tokens.get_mut(&entry.token).expect("it is ahead");
         token.ahead[entry.level.index()] -= 1;
         if token.running {
+            self.parked[entry.level.index()] += 1;
             token.park(rank, entry);
             return None;
         }
@@ -83,6 +93,7 @@ impl<O: Ops> Keys<O> {
             parked: None,
         });
         if token.running || token.ahead[entry.level.index()] > 0 {
+            self.parked[entry.level.index()] += 1;
             return token.park(rank, entry);
         }
         token.ahead[entry.level.index()] += 1;
@@ -100,7 +111,7 @@ impl<O: Ops> Keys<O> {
         if let Some(level) = stays {
             token.ahead[level.index()] += 1;
         }
-        if token.advance(ready) {
+        if token.advance(ready, &mut self.parked) {
             place.remove();
         }
     }
@@ -125,7 +136,9 @@ impl<O: Ops> Keys<O> {
                 if first.is_none_or(|(other, _)| sequence < other) =>
             {
                 let parked = self.tokens.get_mut(&number)?.parked.as_mut()?;
-                parked[level.index()].remove(at).map(|(_, entry)| entry)
+                let (_, entry) = parked[level.index()].remove(at)?;
+                self.parked[level.index()] -= 1;
+                Some(entry)
             }
             (_, Some((_, at))) => {
                 let (_, entry) = ready.remove(level, at)?;
@@ -134,7 +147,7 @@ impl<O: Ops> Keys<O> {
                 {
                     let token = place.get_mut();
                     token.ahead[level.index()] -= 1;
-                    if !token.running && token.advance(ready) {
+                    if !token.running && token.advance(ready, &mut self.parked) {
                         place.remove();
                     }
                 }
@@ -170,6 +183,7 @@ impl<O: Ops> Keys<O> {
     ) -> Option<Entry<O>> {
         let token = self.tokens.get_mut(&token)?;
         let (_, entry) = token.parked.as_mut()?[level.index()].remove(at)?;
+        self.parked[level.index()] -= 1;
         token.running = true;
         Some(entry)
     }
@@ -193,6 +207,7 @@ impl<O: Ops> Keys<O> {
 
     /// Lets go of all that is parked; what runs keeps its token.
     pub(super) fn drain(&mut self, left: &mut Vec<Entry<O>>) {
+        self.parked = [0; LEVELS];
         for token in self.tokens.values_mut() {
             token.ahead = NONE;
             for mut line in token.parked.take().into_iter().flat_map(|lines| *lines) {
@@ -210,7 +225,7 @@ impl<O: Ops> Token<O> {
 
     /// The first of each level comes to be ahead. True: nobody has the token or waits for it.
     #[inline]
-    fn advance(&mut self, ready: &mut Ready<O>) -> bool {
+    fn advance(&mut self, ready: &mut Ready<O>, parked: &mut [usize; LEVELS]) -> bool {
         let Some(lines) = &mut self.parked else {
             return self.ahead == NONE;
         };
@@ -220,6 +235,7 @@ impl<O: Ops> Token<O> {
                 && let Some((rank, entry)) = line.pop()
             {
                 self.ahead[level] = 1;
+                parked[level] -= 1;
                 ready.insert(rank, entry);
             }
             empty &= line.is_empty();

@@ -5,6 +5,7 @@
 //! its key or for a time, goes before the queue of its level. A lane knows nothing of
 //! publishers, topics or other lanes.
 
+mod aside;
 mod consumer;
 mod entry;
 mod guard;
@@ -116,6 +117,8 @@ pub struct Lane<O: Ops> {
     guard: Option<Guard<O>>,
     /// Its number.
     pub id: LaneId,
+    /// Of a durable lane: how many of each level are set aside. Written under the consumer's lock.
+    aside: [AtomicU32; LEVELS],
 }
 
 /// A level in numbers. They come around, long after what they count has filled every memory.
@@ -157,6 +160,7 @@ impl<O: Ops> Lane<O> {
             consumer: Mutex::new(consumer),
             handler,
             id,
+            aside: Default::default(),
         };
         (lane, tails.try_into().ok().expect(four))
     }
@@ -466,6 +470,9 @@ impl<O: Ops> Lane<O> {
             let entered = level.entered.load(Ordering::Relaxed);
             level.left.store(entered, Ordering::Release);
         }
+        for aside in &self.aside {
+            aside.store(0, Ordering::Release);
+        }
     }
 
     /// Lets go of what may hold the lane from outside.
@@ -513,6 +520,9 @@ impl<O: Ops> Lane<O> {
         };
         if let Some(due) = consumer.arm() {
             aside.get_or_insert_default().due = Some(due);
+        }
+        if self.backed {
+            self.count_aside(consumer, true);
         }
         // Under the lock: see `await_room`.
         let room_wanted = entry

@@ -83,3 +83,10 @@ pub struct LaneOptions {
     /// What is kept of deliveries that fail for good.
     pub letters: Letters,
 }
+
+impl LaneOptions {
+    /// How many a level may have at most, where it has to exceed its bound.
+    pub fn hard_limit(&self) -> usize {
+        self.bound.saturating_mul(4).max(1024)
+    }
+}

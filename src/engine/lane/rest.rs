@@ -58,6 +58,7 @@ impl<O: Ops> Lane<O> {
             None => consumer.admit_begun(entry),
             Some(due) => consumer.hold_begun(entry, due, self.options.holds),
         }
+        self.count_aside(&consumer, false);
         consumer.arm()
     }
 

@@ -205,6 +205,7 @@ impl<O: Ops> Lane<O> {
         entry.at = due;
         let mut consumer = lock(&self.consumer);
         consumer.holding.add(due, entry, Kind::Delayed);
+        self.count_aside(&consumer, false);
         consumer.arm()
     }
 
