@@ -260,7 +260,10 @@ def test_an_event_comes_back_as_it_was(path):
                 made, priority=EventPriority.HIGH, key="k", headers={"a": "b"}, idempotency_key="pay-7"
             )
             await bus.drain()
-            bus.subscribe("*", jot, name="late", since="start").pause()
+        bus = EventBus(path=path)
+        # Before the start, so that it gets none before it is paused.
+        bus.subscribe("*", jot, name="late", since="start").pause()
+        async with bus:
             await bus.stop(timeout=0)
         again = EventBus(path=path)
         late = named(again, name="late")
