@@ -11,8 +11,8 @@ pub trait Backing: Send + Sync {
     /// event comes later.
     fn accept(&self, level: Priority, sequence: u64, room: bool) -> bool;
 
-    /// Whether there are events that the lane was not given.
-    fn has_more(&self) -> bool;
+    /// Whether there are events of a level that the lane was not given.
+    fn has_more(&self, level: Priority) -> bool;
 
     /// By an executor: the handler is about to be called.
     fn begin(&self, level: Priority, sequence: u64, attempt: u32);

@@ -39,9 +39,17 @@ pub type Published = bus::Published<Plain>;
 #[derive(Clone, Default)]
 pub struct Flag(Arc<AtomicUsize>);
 
+/// What is done at once.
+pub type Then = Box<dyn Fn() + Send + Sync>;
+
 impl Flag {
     pub fn waker(&self) -> Told {
-        Told(self.0.clone())
+        self.waker_then(Box::new(|| ()))
+    }
+
+    /// One that also does this.
+    pub fn waker_then(&self, then: Then) -> Told {
+        Told(self.0.clone(), then)
     }
 
     pub fn told(&self) -> usize {
@@ -53,10 +61,11 @@ pub fn told(flag: &Flag) -> usize {
     flag.told()
 }
 
-pub struct Told(Arc<AtomicUsize>);
+pub struct Told(Arc<AtomicUsize>, Then);
 
 impl Wake for Told {
     fn wake(self) {
+        (self.1)();
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -68,18 +77,24 @@ pub fn wake(woken: Option<Vec<Told>>) {
 /// Remembers which lanes were scheduled.
 pub struct Seat {
     ready: Mutex<Vec<Arc<Lane>>>,
+    /// Done whenever a lane is scheduled.
+    pub also: Mutex<Option<Then>>,
 }
 
 impl Default for Seat {
     fn default() -> Self {
         Self {
             ready: Mutex::new(Vec::new()),
+            also: Mutex::new(None),
         }
     }
 }
 
 impl ironbus::engine::ops::Seat<Plain> for Seat {
     fn schedule(&self, lane: Arc<Lane>) {
+        if let Some(also) = &*lock(&self.also) {
+            also();
+        }
         lock(&self.ready).push(lane);
     }
 }
@@ -185,7 +200,12 @@ pub fn bus() -> Bus {
 
 /// One that keeps so many events until it is opened.
 pub fn closed_bus(kept: usize) -> Bus {
-    let keys = Idempotency::new(1 << 60, 1024, 0);
+    closed_bus_with(kept, 1 << 60)
+}
+
+/// The same, on which keys count so long.
+pub fn closed_bus_with(kept: usize, ttl: u64) -> Bus {
+    let keys = Idempotency::new(ttl, 1024, 0);
     Bus::new(kept, keys, Alarm::default(), Graves::default())
 }
 

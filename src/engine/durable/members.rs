@@ -164,6 +164,7 @@ fn attach<O: Ops>(
         bus.carry_out(effects, now);
         // It may be further behind than all others.
         window.paused();
+        lane.rouse();
     });
     Ok(())
 }

@@ -406,6 +406,8 @@ impl<O: Ops> Durable<O> {
                 });
             }
         }
+        // Before anybody knows: who does may look when the next thing is due.
+        bus.carry_out(effects, now);
         for run in told.chunk_by(|(_, one), (_, next)| Arc::ptr_eq(one, next)) {
             wakers.extend(run[0].1.are_over(run.len(), fate));
         }
@@ -416,7 +418,6 @@ impl<O: Ops> Durable<O> {
         if let Some(entered) = entered {
             entered.signal();
         }
-        bus.carry_out(effects, now);
         // Payloads' destructors are outside code: with no lock held.
         drop((events, told));
     }

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use super::Revive;
 use super::window::Window;
+use crate::engine::backing::Backing;
 use crate::engine::bus::Bus;
 use crate::engine::clock::Nanos;
 use crate::engine::gate::{Committed, Effects, Timing};
@@ -215,16 +216,21 @@ impl<O: Ops> Refiller<O> {
                 }
             }
             let mut effects = Effects::default();
+            let mut brought = !doomed.is_empty();
             bus.gate.resume(lane, doomed, Vec::new(), &mut effects);
             let over = || window.look(level, &subscription);
             let through = subscription.place(level).scanned;
-            bus.gate
+            brought |= bus
+                .gate
                 .end_refill(lane, level, &given, through, over, now, &mut effects);
             bus.carry_out(effects, now);
+            if brought {
+                lane.rouse();
+            }
         });
         window.moved();
         result?;
-        if window.is_behind(level) && subscription.place(level).scanned >= through {
+        if window.has_more(level) && subscription.place(level).scanned >= through {
             self.ask_later((window.clone(), level), through);
         } else {
             window.ask(level);

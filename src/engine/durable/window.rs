@@ -125,10 +125,6 @@ impl<O: Ops> Window<O> {
         std::mem::forget(lock(&self.attached).take());
     }
 
-    pub(super) fn is_behind(&self, level: Priority) -> bool {
-        self.behind[level.index()].load(Ordering::SeqCst)
-    }
-
     /// Under the gate, after the lane was given older events.
     pub(super) fn look(&self, level: Priority, subscription: &Subscription) {
         let behind = !subscription.place(level).caught_up;
@@ -137,11 +133,9 @@ impl<O: Ops> Window<O> {
 
     /// Has the lane given what there is, as soon as it has room for some.
     pub(super) fn ask(&self, level: Priority) {
-        if !self.is_behind(level) {
-            return;
-        }
-        if let Some(lane) = self.lane()
-            && lane.window_room(level) >= lane.options.bound.div_ceil(2)
+        if self.has_more(level)
+            && let Some(lane) = self.lane()
+            && lane.wants_more(level)
         {
             self.refiller.ask(&self.me, level);
         }
@@ -173,9 +167,8 @@ impl<O: Ops> Backing for Window<O> {
         accepted
     }
 
-    fn has_more(&self) -> bool {
-        let levels = &self.behind;
-        levels.iter().any(|behind| behind.load(Ordering::SeqCst))
+    fn has_more(&self, level: Priority) -> bool {
+        self.behind[level.index()].load(Ordering::SeqCst)
     }
 
     fn begin(&self, level: Priority, sequence: u64, attempt: u32) {

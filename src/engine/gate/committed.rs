@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 
 use super::effects::{Effects, signal};
-use super::{Arrival, Gate, Held, State, Timing};
+use super::{Arrival, Door, Gate, Held, State, Timing};
 use crate::engine::clock::Nanos;
 use crate::engine::lane::{Entry, Lane};
-use crate::engine::ops::{Ops, Seat};
+use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::router::{Route, Router};
 use crate::engine::settlement::Envelope;
@@ -213,7 +213,7 @@ impl<O: Ops> Gate<O> {
     }
 
     /// Gives the lane those events, and what was begun before up to a number, in order; then what came
-    /// meanwhile. `over` is called in between.
+    /// meanwhile. `over` is called in between. Whether there was any: then the lane is yet to be roused.
     #[allow(clippy::too_many_arguments)] // of one refill, and each from elsewhere
     pub fn end_refill(
         &self,
@@ -224,7 +224,7 @@ impl<O: Ops> Gate<O> {
         over: impl FnOnce(),
         now: Nanos,
         effects: &mut Effects<O>,
-    ) {
+    ) -> bool {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let refilling = state
@@ -232,8 +232,9 @@ impl<O: Ops> Gate<O> {
             .and_then(|spill| spill.refills[level.index()].take());
         over();
         let Some(refilling) = refilling else {
-            return;
+            return false;
         };
+        let before = state.door(lane).routed;
         for event in events {
             let timing = event.timing.as_ref();
             let (sequence, token) = (event.sequence, event.token);
@@ -272,10 +273,7 @@ impl<O: Ops> Gate<O> {
         let overtaken: Vec<_> = overtaken.collect();
         effects.forget(overtaken);
         self.notice_quiet(state, effects);
-        drop(guard);
-        if lane.signal() {
-            lane.seat().schedule(lane.clone());
-        }
+        state.door(lane).routed != before
     }
 
     /// Takes everything out of a durable lane that waits there, as if it had never come: the journal has it.
@@ -314,7 +312,7 @@ impl<O: Ops> Gate<O> {
     }
 
     /// Lets entries into a durable lane that were begun before. Those of `later` wait for what is in front of
-    /// them in the journal.
+    /// them in the journal. The lane is yet to be roused.
     pub fn resume(
         &self,
         lane: &Arc<Lane<O>>,
@@ -340,10 +338,14 @@ impl<O: Ops> Gate<O> {
                 effects.come_by(due, lane);
             }
         }
-        drop(state);
-        if lane.signal() {
-            lane.seat().schedule(lane.clone());
-        }
+    }
+}
+
+impl<O: Ops> Door<O> {
+    /// Whether the lane is being given older events.
+    pub(super) fn is_refilled(&self) -> bool {
+        let spill = self.spill.as_ref();
+        spill.is_some_and(|spill| spill.refills.iter().any(Option::is_some))
     }
 }
 

@@ -5,7 +5,7 @@ use super::waiting::Waiter;
 use crate::engine::clock::Nanos;
 use crate::engine::digest::Digest;
 use crate::engine::lane::Lane;
-use crate::engine::ops::{Ops, Seat, wake_all};
+use crate::engine::ops::{Ops, wake_all};
 use crate::engine::router::Route;
 use crate::engine::settlement::{Envelope, Outcome, Woken};
 use crate::engine::sync::{Arc, Shared};
@@ -127,9 +127,5 @@ impl<O: Ops> Effects<O> {
 /// Schedules lanes that got work and were idle. Called with no lock held.
 #[inline]
 pub(super) fn signal<O: Ops>(route: &Arc<Route<O>>) {
-    for lane in &route.lanes {
-        if lane.signal() {
-            lane.seat().schedule(lane.clone());
-        }
-    }
+    route.lanes.iter().for_each(Lane::rouse);
 }

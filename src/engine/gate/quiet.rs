@@ -85,6 +85,9 @@ impl<O: Ops> State<O> {
         let mut left = running;
         self.uncommitted == 0
             && self.doors.iter().flatten().all(|door| {
+                if door.is_refilled() {
+                    return false;
+                }
                 let Some(running) = door.lane.at_rest() else {
                     return false;
                 };

@@ -25,7 +25,7 @@ use super::backing::Backing;
 use super::breaker::{Change, Permit};
 use super::clock::Nanos;
 use super::ledger::Tallied;
-use super::ops::Ops;
+use super::ops::{Ops, Seat};
 use super::prefetch::prefetch;
 use super::priority::Priority;
 use super::queue::{Tail, queue};
@@ -257,6 +257,15 @@ impl<O: Ops> Lane<O> {
         self.state.swap(AWAKE, Ordering::AcqRel) == IDLE
     }
 
+    /// The same, and schedules it. Called with no lock held, and once somebody comes by for what waits
+    /// for a time: who sees the lane at rest goes by that.
+    #[inline]
+    pub(super) fn rouse(self: &Arc<Self>) {
+        if self.signal() {
+            self.seat.schedule(self.clone());
+        }
+    }
+
     /// For the gate: one more publisher waits for room. What is seen of the depth after this is
     /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
     /// takes one later sees the waiter.
@@ -282,12 +291,7 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return true;
         }
-        if self
-            .options
-            .backing
-            .as_ref()
-            .is_some_and(|backing| backing.has_more())
-        {
+        if Priority::ALL.into_iter().any(|level| self.has_more(level)) {
             drop(lock(&self.consumer));
             return false;
         }

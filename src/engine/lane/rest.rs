@@ -13,20 +13,23 @@ impl<O: Ops> Lane<O> {
         if self.options.passive {
             return Some(0);
         }
-        let backing = self.options.backing.as_ref();
-        if backing.is_some_and(|it| it.has_more()) && self.is_empty() {
-            // What it has not been given yet is on its way.
+        let mut consumer = lock(&self.consumer);
+        let on_its_way = |level| self.has_more(level) && self.wants_more(level);
+        if Priority::ALL.into_iter().any(on_its_way) {
             return None;
         }
-        let mut consumer = lock(&self.consumer);
         let startable = self.may_start(&consumer) && self.has_work(&mut consumer);
         (!startable).then(|| self.running())
     }
 
-    fn is_empty(&self) -> bool {
-        Priority::ALL
-            .into_iter()
-            .all(|level| self.depth(level) == 0)
+    /// Whether there are events of a level that it was not given.
+    pub(super) fn has_more(&self, level: Priority) -> bool {
+        self.backing().is_some_and(|it| it.has_more(level))
+    }
+
+    /// Whether a level is to be given more, if there is more.
+    pub(in crate::engine) fn wants_more(&self, level: Priority) -> bool {
+        self.window_room(level) >= self.options.bound.div_ceil(2)
     }
 
     /// Lets go of everything that waits, counted as dropped. The gate must not push meanwhile.
