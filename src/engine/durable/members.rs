@@ -7,11 +7,11 @@ use super::{Durable, Open, Revive, Window, doomed, nanos_at};
 use crate::engine::backing::Backing;
 use crate::engine::bus::Bus;
 use crate::engine::clock::Nanos;
-use crate::engine::gate::Effects;
+use crate::engine::gate::{Begun, Effects};
 use crate::engine::journal::{
     Event, Journal, JournalError, Straggler, StragglerState, Subscription,
 };
-use crate::engine::lane::{Entry, Lane, LaneOptions, Overflow};
+use crate::engine::lane::{Entry, Lane, LaneOptions, Overflow, Until};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::store::{Durability, WallSeconds};
@@ -149,15 +149,13 @@ fn attach<O: Ops>(
                 subscription.settle(level, sequence);
                 continue;
             };
-            let ahead_of_time = event.due;
-            let (entry, due) = begun(bus, revive, &lane, &straggler, event, now);
+            let (entry, until) = begun(bus, revive, &lane, &straggler, event, now);
             if sequence <= subscription.place(level).position {
-                entries.push((entry, due));
+                entries.push((entry, until));
             } else {
                 // What is in front of it may be settled, and that was not written any more: it comes
-                // again, and comes first. So does the retry in its place.
-                let due = due.filter(|_| ahead_of_time.is_some() && straggler.attempt == 0);
-                later.push((entry, due));
+                // again, and comes first.
+                later.push((entry, until));
             }
         }
         bus.gate.resume(&lane, entries, later, &mut effects);
@@ -177,7 +175,7 @@ fn begun<O: Ops>(
     straggler: &Straggler,
     event: Event,
     now: Nanos,
-) -> (Entry<O>, Option<Nanos>) {
+) -> Begun<O> {
     let kept = bus.gate.take_kept(lane, std::iter::once(event.sequence));
     let kept = kept.into_iter().flatten().next();
     let (envelope, wrong) = kept.map_or_else(|| revived(revive, &event), |kept| (kept, None));
@@ -200,7 +198,11 @@ fn begun<O: Ops>(
         entry.rare().first_failure = Some(now);
     }
     let due = straggler.due.or(event.due).map(at);
-    (entry, due.filter(|due| *due > now))
+    let until = match straggler.state {
+        StragglerState::Waiting => Until::Due,
+        _ => Until::Retry,
+    };
+    (entry, due.filter(|due| *due > now).map(until))
 }
 
 impl<O: Ops> Durable<O> {

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use super::effects::{Effects, signal};
 use super::{Arrival, Door, Gate, Held, State, Timing};
 use crate::engine::clock::Nanos;
-use crate::engine::lane::{Entry, Lane};
+use crate::engine::lane::{Entry, Lane, Until};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::router::{Route, Router};
@@ -52,12 +52,12 @@ pub(super) struct Spill<O: Ops> {
     prune_at: usize,
     refills: [Option<Refilling<O>>; Priority::COUNT],
     /// Deliveries that were begun before, and have their place among those that are still to come out of
-    /// the journal; each with its time.
+    /// the journal.
     begun: [VecDeque<Begun<O>>; Priority::COUNT],
 }
 
-/// A delivery that was begun before, and the time before which it does not go on.
-pub type Begun<O> = (Entry<O>, Option<Nanos>);
+/// A delivery that was begun before, and what it waits for.
+pub type Begun<O> = (Entry<O>, Option<Until>);
 
 /// A level that is being given older events.
 struct Refilling<O: Ops> {
@@ -327,14 +327,14 @@ impl<O: Ops> Gate<O> {
             return effects.forget(all.map(|(entry, _)| entry.into_event()));
         };
         if let Some(spill) = &mut door.spill {
-            for (entry, due) in later {
-                spill.begun[entry.level.index()].push_back((entry, due));
+            for (entry, until) in later {
+                spill.begun[entry.level.index()].push_back((entry, until));
             }
         }
-        for (entry, due) in entries {
+        for (entry, until) in entries {
             door.routed += 1;
             lane.entering(entry.level);
-            if let Some(due) = lane.resume(entry, due) {
+            if let Some(due) = lane.resume(entry, until) {
                 effects.come_by(due, lane);
             }
         }
@@ -373,13 +373,14 @@ impl<O: Ops> State<O> {
         let begun = &mut spill.begun[level.index()];
         while let Some((entry, _)) = begun.front()
             && entry.sequence < before
-            && let Some((entry, due)) = begun.pop_front()
+            && let Some((entry, until)) = begun.pop_front()
         {
             door.routed += 1;
             lane.entering(level);
-            match due {
+            match until {
                 None => door.tails[level.index()].push(entry),
-                Some(due) => {
+                Some(Until::Retry(due)) => lane.queue_retry(entry, due),
+                Some(Until::Due(due)) => {
                     if let Some(due) = lane.put_off(entry, due) {
                         effects.come_by(due, lane);
                     }

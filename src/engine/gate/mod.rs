@@ -40,7 +40,7 @@ use super::settlement::Envelope;
 use super::sync::{Arc, Mutex, MutexGuard, Shared, atomic::AtomicUsize, lock};
 use super::topic::Topic;
 
-pub use self::committed::{Committed, Entered};
+pub use self::committed::{Begun, Committed, Entered};
 pub use self::cycle::WaitId;
 pub use self::effects::Effects;
 pub use self::numbering::{Numbering, Taken, Turn, Unnumbered};

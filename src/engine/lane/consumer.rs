@@ -31,6 +31,7 @@ pub(super) struct Consumer<O: Ops> {
     /// An awake lane is not scheduled: somebody who runs it, or holds it back, will look again.
     pub(super) attended: bool,
     pub(super) order: Order,
+    holds: Holds,
     /// When to ask the breaker again, and when to look for room for the dead.
     ask_at: Nanos,
     pub(super) unpark_at: Nanos,
@@ -64,12 +65,13 @@ pub(super) fn rank<O: Ops>(entry: &mut Entry<O>) -> Rank {
 }
 
 impl<O: Ops> Consumer<O> {
-    pub(super) fn new(heads: [Head<Entry<O>>; LEVELS], order: Order) -> Self {
+    pub(super) fn new(heads: [Head<Entry<O>>; LEVELS], order: Order, holds: Holds) -> Self {
         Self {
             heads,
             ready: Ready::default(),
             starts: Starts::default(),
             order,
+            holds,
             keys: Keys::default(),
             holding: Holding::default(),
             barred: 0,
@@ -160,7 +162,7 @@ impl<O: Ops> Consumer<O> {
             let level = self.starts.choose(now, since)?;
             // What is first there is what may start: see `since`.
             if self.first_ready(level).is_some() {
-                if let Some(entry) = self.next_ready(level) {
+                if let Some(entry) = self.next_ready(level, now) {
                     return Some(entry);
                 }
                 continue;
@@ -202,8 +204,16 @@ impl<O: Ops> Consumer<O> {
         heads[level].pop()
     }
 
-    fn next_ready(&mut self, level: usize) -> Option<Entry<O>> {
+    fn next_ready(&mut self, level: usize, now: Nanos) -> Option<Entry<O>> {
         let (rank, entry) = self.ready.pop(level)?;
+        if let Some(due) = entry.early(now) {
+            match rank {
+                Rank::Tail(_) => self.hold_begun(entry, due),
+                // It is ahead of the others of its token, and stays so.
+                _ => self.holding.add(due, entry, self.kind_in_place()),
+            }
+            return None;
+        }
         if let Rank::Tail(_) = rank {
             return self.begin(entry);
         }
@@ -243,25 +253,36 @@ impl<O: Ops> Consumer<O> {
     }
 
     /// The same, once its time has come; what waits for it then waits for it now.
-    pub(super) fn hold_begun(&mut self, entry: Entry<O>, due: Nanos, holds: Holds) {
-        let rank = Rank::Begun(entry.sequence);
-        if holds != Holds::Nothing && self.is_keyed() && !entry.is_unordered() {
-            // One that has to wait for another of its token waits for that alone.
+    pub(super) fn hold_begun(&mut self, mut entry: Entry<O>, due: Nanos) {
+        entry.rare().not_before = due;
+        if self.holds != Holds::Nothing && self.is_keyed() && !entry.is_unordered() {
+            // One that has to wait for another of its token does so first.
+            let rank = Rank::Begun(entry.sequence);
             if let Some(entry) = self.keys.claim(rank, entry) {
                 self.leave(entry.token, Some(entry.level));
-                let kind = match holds {
-                    Holds::Level => Kind::Level,
-                    Holds::Key | Holds::Nothing => Kind::Place,
-                };
-                self.holding.add(due, entry, kind);
+                self.holding.add(due, entry, self.kind_in_place());
             }
             return;
         }
-        let kind = match holds {
+        let kind = match self.holds {
             Holds::Level => Kind::Level,
             Holds::Key | Holds::Nothing => Kind::Free,
         };
         self.holding.add(due, entry, kind);
+    }
+
+    /// Of an entry that waits for its next attempt before the others of its token.
+    fn kind_in_place(&self) -> Kind {
+        match self.holds {
+            Holds::Level => Kind::Level,
+            Holds::Key | Holds::Nothing => Kind::Place,
+        }
+    }
+
+    /// The same when its turn comes, for one with others in front of it that come first.
+    pub(super) fn queue_begun(&mut self, mut entry: Entry<O>, due: Nanos) {
+        entry.rare().not_before = due;
+        self.ready.insert(Rank::Tail(entry.sequence), entry);
     }
 
     /// Starts nothing before the breaker changes, or this time has come.

@@ -47,10 +47,21 @@ pub struct Rare<O: Ops> {
     pub(super) unordered: bool,
     /// It came ahead of its time.
     pub(super) delayed: bool,
+    /// Its next attempt is not to be started before this, though its turn may come.
+    pub(super) not_before: Nanos,
     /// It has failed for good, and there was no room for its dead letter.
     pub(in crate::engine) doom: Option<Doom<O>>,
     /// It is delivered again.
     pub letter: Option<Letter>,
+}
+
+/// What a delivery waits for that another process, or an earlier opening of the journal, has begun or was to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The time to which its publisher has put it off.
+    Due(Nanos),
+    /// The time of its next attempt.
+    Retry(Nanos),
 }
 
 /// The dead letter that a delivery is of.
@@ -81,6 +92,7 @@ impl<O: Ops> Default for Rare<O> {
             crowded: 0,
             unordered: false,
             delayed: false,
+            not_before: 0,
             doom: None,
             letter: None,
         }
@@ -178,6 +190,12 @@ impl<O: Ops> Entry<O> {
     pub(in crate::engine) fn is_expired(&self, now: Nanos) -> bool {
         let expires = self.rare.as_ref().and_then(|rare| rare.expires);
         expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// The time of its next attempt, if that has not come.
+    pub(super) fn early(&self, now: Nanos) -> Option<Nanos> {
+        let rare = self.rare.as_ref()?;
+        (rare.not_before > now).then_some(rare.not_before)
     }
 
     /// A token that no other entry is likely to have.

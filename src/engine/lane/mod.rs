@@ -35,7 +35,7 @@ use super::sync::{
     lock,
 };
 
-pub use self::entry::{Doom, Entry, Finished, Letter, Rare};
+pub use self::entry::{Doom, Entry, Finished, Letter, Rare, Until};
 pub use self::options::{Holds, LaneOptions, Letters, Order, Overflow};
 pub use self::report::{LaneLatencies, LaneReport, Stopped};
 pub use self::retry::{Failed, Verdict};
@@ -147,7 +147,8 @@ impl<O: Ops> Lane<O> {
     ) -> (Self, Tails<O>) {
         let (tails, heads): (Vec<_>, Vec<_>) = (0..LEVELS).map(|_| queue()).unzip();
         let four = "one queue for each level";
-        let consumer = Consumer::new(heads.try_into().ok().expect(four), options.order);
+        let heads = heads.try_into().ok().expect(four);
+        let consumer = Consumer::new(heads, options.order, options.holds);
         let lane = Self {
             state: AtomicU8::new(IDLE),
             backed: options.backing.is_some(),

@@ -2,7 +2,7 @@
 
 use super::consumer::POPPING;
 use super::holding::NEVER;
-use super::{Entry, Lane, Nanos, Order};
+use super::{Entry, Lane, Nanos, Order, Until};
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::sync::lock;
@@ -53,16 +53,26 @@ impl<O: Ops> Lane<O> {
     pub(in crate::engine) fn resume(
         &self,
         mut entry: Entry<O>,
-        due: Option<Nanos>,
+        until: Option<Until>,
     ) -> Option<Nanos> {
+        if let Some(Until::Due(due)) = until {
+            return self.put_off(entry, due);
+        }
         entry.rare().unordered = self.options.order == Order::Computed;
         let mut consumer = lock(&self.consumer);
-        match due {
+        match until {
+            Some(Until::Due(due) | Until::Retry(due)) => consumer.hold_begun(entry, due),
             None => consumer.admit_begun(entry),
-            Some(due) => consumer.hold_begun(entry, due, self.options.holds),
         }
         self.count_aside(&consumer, false);
         consumer.arm()
+    }
+
+    /// For the gate: the same for the next attempt of one that has others in front of it, which it has
+    /// let in. It waits for its time when its turn has come.
+    pub(in crate::engine) fn queue_retry(&self, mut entry: Entry<O>, due: Nanos) {
+        entry.rare().unordered = self.options.order == Order::Computed;
+        lock(&self.consumer).queue_begun(entry, due);
     }
 
     /// A fault on purpose, for tests of what has to notice it: what comes next, or else what waits
