@@ -101,7 +101,7 @@ fn a_lane_that_was_given_older_events_is_roused_once_somebody_comes_by_when_they
     }
     let (look, seen) = looks_for_due(&world);
     *lock(&world.seat.also) = Some(look);
-    world.begin();
+    world.open_gate();
     assert_eq!(world.run_out(&[]), [2]);
     assert!(lock(&seen).first().is_some_and(Option::is_some));
     world.close().expect("in order");

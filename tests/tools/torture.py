@@ -18,7 +18,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-ENGINE = ("journal_kill", "journal_power", "journal_faults", "journal_flips", "journal_model", "dead_letters_file")
+ENGINE = (
+    "journal_kill",
+    "journal_power",
+    "journal_faults",
+    "journal_flips",
+    "journal_model",
+    "dead_letters_file",
+    "engine_durable_keys",
+)
 
 
 def suites() -> dict[str, list[str]]:

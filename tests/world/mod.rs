@@ -163,7 +163,7 @@ impl World {
 
     pub fn open(self: &Arc<Self>) {
         self.open_journal();
-        self.begin();
+        self.open_gate();
     }
 
     /// What was begun before is in the lanes, and nothing else.
@@ -208,7 +208,7 @@ impl World {
         self.durable.open(self, opening).expect("a journal");
     }
 
-    pub fn begin(&self) {
+    pub fn open_gate(&self) {
         self.bus.open(self.now());
         self.durable.resume();
     }

@@ -399,8 +399,8 @@ impl<O: Ops> Durable<O> {
                 let keys = told.iter().filter_map(|(key, _)| key.as_ref());
                 bus.with_keys(|seen| {
                     wakers.extend(keys.flat_map(|key| match unknown {
-                        // Whoever joined is told that nothing is written any more.
-                        true => seen.rouse(key),
+                        // Whoever joined, or is about to, is told that nothing is written any more.
+                        true => seen.leave_open(key),
                         false => seen.release(key),
                     }));
                 });

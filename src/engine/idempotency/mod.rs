@@ -29,7 +29,8 @@ pub struct Idempotency<W> {
     log: Log,
     /// Their numbers in the log, by digest.
     index: Index,
-    claims: HashMap<Short, Vec<W>>,
+    /// Who has joined each; none any more where nobody will decide it.
+    claims: HashMap<Short, Option<Vec<W>>>,
     evicted: u64,
 }
 
@@ -81,18 +82,18 @@ impl<W> Idempotency<W> {
     /// The fate of the event of a vacant key is open: see [`commit`](Self::commit) and
     /// [`release`](Self::release).
     pub fn hold(&mut self, digest: &Digest) {
-        self.claims.insert(digest.short(), Vec::new());
+        self.claims.insert(digest.short(), Some(Vec::new()));
     }
 
-    /// Asks to be told when an open claim is decided. It may be so already: then the waker comes
-    /// back, and it is time to look again.
+    /// Asks to be told when an open claim is decided. It may be so already, or [stay
+    /// open](Self::leave_open): then the waker comes back, and it is time to look again.
     pub fn join(&mut self, digest: &Digest, waker: W) -> Result<(), W> {
         match self.claims.get_mut(&digest.short()) {
-            Some(joined) => {
+            Some(Some(joined)) => {
                 joined.push(waker);
                 Ok(())
             }
-            None => Err(waker),
+            Some(None) | None => Err(waker),
         }
     }
 
@@ -116,25 +117,27 @@ impl<W> Idempotency<W> {
             return Vec::new();
         };
         self.insert(digest, now);
-        joined
+        joined.unwrap_or_default()
     }
 
     /// The event of an open claim was not accepted: the key is free. Returns those who joined.
     pub fn release(&mut self, digest: &Digest) -> Vec<W> {
-        self.claims.remove(&digest.short()).unwrap_or_default()
+        let claim = self.claims.remove(&digest.short());
+        claim.flatten().unwrap_or_default()
     }
 
-    /// The fate of an open claim stays open. Returns those who joined.
-    pub fn rouse(&mut self, digest: &Digest) -> Vec<W> {
-        let joined = self.claims.get_mut(&digest.short());
-        joined.map(std::mem::take).unwrap_or_default()
+    /// The fate of an open claim stays open until its [end](Self::end_claims). Returns those who joined; nobody
+    /// can any more, or it would wait for what nobody decides.
+    pub fn leave_open(&mut self, digest: &Digest) -> Vec<W> {
+        let claim = self.claims.get_mut(&digest.short());
+        claim.and_then(Option::take).unwrap_or_default()
     }
 
     /// Ends all open claims, whose fates are known by what is [restored](Self::restore) next.
     /// Returns those who joined.
     pub fn end_claims(&mut self) -> Vec<W> {
         let claims = std::mem::take(&mut self.claims);
-        claims.into_values().flatten().collect()
+        claims.into_values().flatten().flatten().collect()
     }
 
     /// Remembers a key that was seen in another life, until its deadline. They come in the order of
@@ -333,5 +336,17 @@ mod tests {
         assert!(keys.commit(&digest(1), 3).is_empty());
         assert_eq!(keys.look(&digest(1), 12), Claim::Duplicate);
         assert_eq!(keys.look(&digest(1), 13), Claim::Vacant);
+    }
+
+    #[test]
+    fn nobody_joins_a_claim_that_stays_open() {
+        let mut keys = Idempotency::new(10, 100, 7);
+        keys.hold(&digest(1));
+        assert_eq!(keys.join(&digest(1), "second"), Ok(()));
+        assert_eq!(keys.leave_open(&digest(1)), ["second"]);
+        assert_eq!(keys.look(&digest(1), 0), Claim::Pending);
+        assert_eq!(keys.join(&digest(1), "third"), Err("third"));
+        assert!(keys.end_claims().is_empty());
+        assert_eq!(keys.look(&digest(1), 0), Claim::Vacant);
     }
 }
