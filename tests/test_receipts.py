@@ -389,7 +389,8 @@ BAD_ITEMS = [
 ]
 
 
-@pytest.mark.parametrize(("item", "error", "field"), BAD_ITEMS, ids=repr)
+# Numbered: an Event has a time and an id, and the name of a test is to be the same in every process.
+@pytest.mark.parametrize(("item", "error", "field"), BAD_ITEMS, ids=map(str, range(len(BAD_ITEMS))))
 @pytest.mark.parametrize("place", [0, 3, 5])
 @on_a_loop
 async def test_publish_many_accepts_all_or_none(item, error, field, place):

@@ -9,6 +9,8 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 export VIRTUAL_ENV=$PWD/.venv PYO3_PYTHON=$bin/python
 # Everything is built once here, and what an earlier compiler run remembers can only mislead it.
 export CARGO_INCREMENTAL=0
+# Dozens of tests are compiled and linked faster so, and where one panicked is told all the same.
+export CARGO_PROFILE_DEV_DEBUG=line-tables-only
 current=start
 began=$SECONDS
 
@@ -21,22 +23,36 @@ step() {
     printf '    ok, %d s\n' $((SECONDS - from))
 }
 
-trap 'code=$?; [ $code -eq 0 ] || printf "\nFAILED at: %s (exit code %d)\n" "$current" "$code" >&2' EXIT
+building=
+trap 'code=$?; kill $building 2>/dev/null || true; [ $code -eq 0 ] || printf "\nFAILED at: %s (exit code %d)\n" "$current" "$code" >&2' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 engine_is_pure() { ! grep -rn pyo3 src/engine; }
 
+# In one call: cargo then builds one beside the other.
 loom() {
-    local file name
-    for file in tests/loom_*.rs; do
-        [ -e "$file" ] || continue
-        name=$(basename "$file" .rs)
-        RUSTFLAGS="--cfg loom" cargo test --locked --profile test-wheel --target-dir "$target/loom" --test "$name"
-    done
+    local file tests=()
+    for file in tests/loom_*.rs; do tests+=(--test "$(basename "$file" .rs)"); done
+    RUSTFLAGS="--cfg loom" cargo test --locked --profile test-wheel --target-dir "$target/loom" "${tests[@]}"
 }
 
 build() { "$bin/maturin" develop --quiet --locked --release --extras cli,test,lint,bench; }
+
+# Beside the other steps: for most of its time it keeps one core busy, or waits for packages.
+begin_build() {
+    mkdir -p "$target"
+    build > "$target/build.log" 2>&1 &
+    building=$!
+}
+
+end_build() {
+    local code=0
+    wait "$building" || code=$?
+    building=
+    cat "$target/build.log"
+    return $code
+}
 
 stubtest() {
     local allow=()
@@ -90,7 +106,8 @@ wheel() {
     "$venv/bin/python" -I -c "
 import pathlib, sys, ironbus
 assert pathlib.Path(sys.prefix) in pathlib.Path(ironbus.__file__).parents, ironbus.__file__"
-    "$venv/bin/python" -m pytest -q
+    # Half of a test's time is waiting for the disk or for processes: a second one runs meanwhile.
+    "$venv/bin/python" -m pytest -q --numprocesses 2 --dist worksteal
 }
 
 case ${1:-all} in
@@ -105,10 +122,11 @@ case ${1:-all} in
         step "torture" "$bin/python" tests/tools/torture.py
         ;;
     all)
+        begin_build
         lint_rust
         step "cargo test, the engine" cargo test --locked
         step "loom" loom
-        step "build the extension" build
+        step "build the extension" end_build
         lint_python
         while IFS=$'\t' read -r -u 3 version python; do
             step "pytest on the wheel, CPython $version" wheel "$version" "$python"
