@@ -63,9 +63,12 @@ os.chdir(whole)
 all_of_them()
 os.chdir(folder)
 if how == "nobody" and os.geteuid() == 0:
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+    try:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    except OSError:
+        sys.exit(77)
 if how == "limit":
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -122,6 +125,8 @@ def attempt(whole: Path, folder: Path, how: str = "") -> dict[str, Any]:
     """What the bus and each verb came to."""
     arguments = [sys.executable, "-c", CHILD, os.fspath(whole), os.fspath(folder), how]
     child = subprocess.run(arguments, capture_output=True, text=True, timeout=100)
+    if child.returncode == 77:
+        pytest.skip("this root may not become anybody else")
     assert child.returncode == 0, child.stderr
     found: dict[str, Any] = json.loads(child.stdout)
     return found
