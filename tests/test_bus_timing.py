@@ -68,7 +68,8 @@ def test_with_the_real_clock_and_from_a_thread():
     bus = EventBus()
     bus.subscribe("t", seen)
     with bus:
-        receipts = [bus.publish_sync("t", n, delay=delay) for n, delay in enumerate((0.06, 0.02, 0.04), 1)]
+        # Far enough from each other for a publisher that is held up between two.
+        receipts = [bus.publish_sync("t", n, delay=delay) for n, delay in enumerate((0.9, 0.3, 0.6), 1)]
         for receipt in receipts:
             assert receipt.wait(30).ok
     assert [data for _, data in seen] == [2, 3, 1]
