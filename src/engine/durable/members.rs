@@ -162,7 +162,7 @@ fn attach<O: Ops>(
         bus.carry_out(effects, now);
         // It may be further behind than all others.
         window.paused();
-        lane.rouse();
+        Lane::rouse(&lane);
     });
     Ok(())
 }

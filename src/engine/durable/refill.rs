@@ -12,6 +12,7 @@ use crate::engine::bus::Bus;
 use crate::engine::clock::Nanos;
 use crate::engine::gate::{Committed, Effects, Timing};
 use crate::engine::journal::{Event, JournalError};
+use crate::engine::lane::Lane;
 use crate::engine::ops::Ops;
 use crate::engine::priority::Priority;
 use crate::engine::settlement::Envelope;
@@ -225,7 +226,7 @@ impl<O: Ops> Refiller<O> {
                 .end_refill(lane, level, &given, through, over, now, &mut effects);
             bus.carry_out(effects, now);
             if brought {
-                lane.rouse();
+                Lane::rouse(lane);
             }
         });
         window.moved();

@@ -261,9 +261,9 @@ impl<O: Ops> Lane<O> {
     /// The same, and schedules it. Called with no lock held, and once somebody comes by for what waits
     /// for a time: who sees the lane at rest goes by that.
     #[inline]
-    pub(super) fn rouse(self: &Arc<Self>) {
-        if self.signal() {
-            self.seat.schedule(self.clone());
+    pub(super) fn rouse(lane: &Arc<Self>) {
+        if lane.signal() {
+            lane.seat.schedule(lane.clone());
         }
     }
 
