@@ -159,7 +159,7 @@ fn holds(path: &Path, reported: &BTreeSet<u8>) -> bool {
 #[test]
 fn what_was_flushed_survives_a_loss_of_power_in_every_state_of_the_rest() {
     let mut explored = 0;
-    for seed in 0..torture::times(1, 12) {
+    for seed in 0..torture::times(1, 24) {
         let (states, missing) = lose_power(Durability::Fsync, seed);
         assert!(states > 100, "{states} states");
         assert_eq!(missing, 0, "of {states} states with seed {seed}");
