@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ironbus::engine::lane::{Failed, Holds, LaneOptions, Order};
+use ironbus::engine::priority::Priority;
 use ironbus::engine::retry::{Jitter, RetryPolicy};
 use ironbus::engine::settlement::Outcome;
 use plain::{Lane, options};
@@ -89,6 +90,10 @@ fn what_was_cut_off_in_front_of_a_retry_goes_first_and_the_retry_keeps_its_time(
     let two = lane(&world, Order::Lane, Holds::Level);
     world.open();
     (1..=3).for_each(|n| world.store(n, None, None));
+    // The first of them may come by way of the file, some time after it is stored.
+    while two.depth(Priority::Normal) < 3 {
+        std::thread::yield_now();
+    }
     while world.seat.next().is_some() {}
     let first = world.bus.take(&two, BEGIN).expect("the first").entry;
     let second = world.bus.take(&two, BEGIN).expect("the second").entry;
