@@ -49,6 +49,10 @@ class Slow:
         self._free = True
         self.go_on(100)
 
+    async def has_seen(self, count):
+        while len(self.seen) < count:
+            await asyncio.sleep(0)
+
 
 def waiting(bus, count):
     """Publishers that wait for the subscription, and not for the disk."""
@@ -612,13 +616,16 @@ def test_health_tells_of_whom_publishers_wait_for(path):
     async def main():
         bus = EventBus(path=path, max_backlog=4, health=HealthThresholds(backlog_filling=0.75))
         slow = Slow(bus)
-        Slow(bus, name="fast").free()
+        fast = Slow(bus, name="fast")
+        fast.free()
         async with bus:
             await bus.publish_many([("t", 0), ("t", 1)])
             assert told(bus) == []
             await bus.publish("t", 2)
+            await fast.has_seen(3)
             assert told(bus) == [("degraded", 0.75, 0.75, "slow")]
             await bus.publish("t", 3)
+            await fast.has_seen(4)
             task = asyncio.create_task(bus.publish("t", 4))
             await waiting(bus, 1)
             assert told(bus) == [("failing", 1.0, 0.75, "slow")]
