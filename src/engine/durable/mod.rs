@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 
 use hashbrown::HashMap;
 
-use self::backlog::{Backlog, Gap};
+use self::backlog::{Backlog, Gaps};
 use self::keeper::Keeper;
 use self::members::Members;
 use self::refill::{Refiller, Work};
@@ -118,7 +118,7 @@ struct Open<O: Ops> {
     revive: Arc<dyn Revive<O>>,
     /// The number behind which those of this opening begin.
     opened_at: u64,
-    gap: Gap,
+    gaps: Gaps,
 }
 
 impl<O: Ops> Clone for Open<O> {
@@ -127,7 +127,7 @@ impl<O: Ops> Clone for Open<O> {
             journal: self.journal.clone(),
             revive: self.revive.clone(),
             opened_at: self.opened_at,
-            gap: self.gap,
+            gaps: self.gaps.clone(),
         }
     }
 }
@@ -227,15 +227,12 @@ impl<O: Ops> Durable<O> {
             });
         });
         self.refiller.reached(opened_at);
-        let gap = Gap {
-            after: journal.opened().last().min(opened_at),
-            through: opened_at,
-        };
+        let gaps = Gaps::of(&mut *journal.reader()?, opened_at)?;
         let open = Open {
             journal,
             revive,
             opened_at,
-            gap,
+            gaps,
         };
         let known = open.journal.subscriptions()?;
         let names = known.into_iter().map(|(row, _)| row.name);

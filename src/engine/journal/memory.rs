@@ -490,6 +490,14 @@ impl Reader for MemoryReader {
         Ok(self.tables().events.get(&sequence).cloned())
     }
 
+    fn around(&mut self, sequence: u64) -> Result<(u64, Option<u64>), StoreError> {
+        let tables = self.tables();
+        let before = tables.events.range(..=sequence).next_back();
+        let behind = (Bound::Excluded(sequence), Bound::Unbounded);
+        let behind = tables.events.range(behind).next();
+        Ok((before.map_or(0, |(at, _)| *at), behind.map(|(at, _)| *at)))
+    }
+
     fn stragglers(
         &mut self,
         subscription: SubscriptionId,

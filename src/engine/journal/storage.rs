@@ -355,6 +355,8 @@ pub trait Reader: Send {
     fn events(&mut self, filter: &EventFilter, range: Range) -> Result<Scan, StoreError>;
     /// One event; `None`: it is not there or damaged.
     fn event(&mut self, sequence: u64) -> Result<Option<Event>, StoreError>;
+    /// The last event up to this number, or 0, and the first behind it.
+    fn around(&mut self, sequence: u64) -> Result<(u64, Option<u64>), StoreError>;
     /// The stragglers of a subscription behind this one, by level and sequence.
     fn stragglers(
         &mut self,

@@ -206,6 +206,21 @@ impl Reader for SqliteReader {
         })
     }
 
+    fn around(&mut self, sequence: u64) -> Result<(u64, Option<u64>), StoreError> {
+        self.at(|connection| {
+            let at = |sql: &str| -> Result<Option<u64>, Problem> {
+                let found: Option<i64> = connection
+                    .prepare_cached(sql)?
+                    .query_row([sequence as i64], |row| row.get(0))?;
+                Ok(found.map(|found| found as u64))
+            };
+            Ok((
+                at("SELECT max(sequence) FROM event WHERE sequence <= ?1")?.unwrap_or(0),
+                at("SELECT min(sequence) FROM event WHERE sequence > ?1")?,
+            ))
+        })
+    }
+
     fn stragglers(
         &mut self,
         subscription: SubscriptionId,
