@@ -11,7 +11,6 @@ use super::publication::Publication;
 use super::window::Window;
 use super::{Durable, Written};
 use crate::engine::bus::Bus;
-use crate::engine::journal::{JournalError, Reader};
 use crate::engine::lane::LaneId;
 use crate::engine::ops::Ops;
 use crate::engine::store::Durability;
@@ -162,11 +161,12 @@ impl<O: Ops> Durable<O> {
         let offered = self.refiller.through();
         let gaps = lock(&self.open).as_ref().map(|open| open.gaps.clone())?;
         let windows = lock(&self.windows);
-        let places = windows
-            .values()
-            .filter_map(|window| Some((window.settled_through(offered)?, window)));
+        let places = windows.values().filter_map(|window| {
+            let (through, left) = window.settled_through(offered)?;
+            Some((gaps.close(through).saturating_sub(left), window))
+        });
         let (settled, window) = places.min_by_key(|(settled, _)| *settled)?;
-        Some((gaps.close(settled), window.clone()))
+        Some((settled, window.clone()))
     }
 
     /// The subscription that is furthest behind, of those that are here and not paused. Waits for nothing.
@@ -184,50 +184,5 @@ impl<O: Ops> Durable<O> {
                 publishers,
             },
         }
-    }
-}
-
-/// Numbers that no event has: reserved by an opening that did not end in order, or of events that are deleted.
-#[derive(Clone, Copy)]
-struct Gap {
-    /// The last one before them.
-    after: u64,
-    /// The last of them.
-    through: u64,
-}
-
-/// Those that count: the numbers of each crash, however many there were.
-#[derive(Clone)]
-pub(super) struct Gaps(Arc<[Gap]>);
-
-impl Gaps {
-    /// How far apart is looked for them. Of a block of reserved numbers, a crash leaves more.
-    const STRIDE: u64 = 65_536;
-
-    /// Those of a journal up to this number.
-    pub(super) fn of(reader: &mut dyn Reader, through: u64) -> Result<Self, JournalError> {
-        let (mut gaps, mut at) = (Vec::new(), 0);
-        while at < through {
-            let probe = at + Self::STRIDE;
-            let (after, behind) = reader.around(probe)?;
-            let next = behind.unwrap_or(through + 1);
-            if next - after > Self::STRIDE || behind.is_none() {
-                let through = next - 1;
-                gaps.push(Gap { after, through });
-                at = next;
-            } else {
-                at = probe;
-            }
-        }
-        Ok(Self(gaps.into()))
-    }
-
-    /// A position as if the numbers of all gaps came before it.
-    fn close(&self, position: u64) -> u64 {
-        let behind = self.0.iter().filter(|gap| gap.through > position);
-        position
-            + behind
-                .map(|gap| gap.through - gap.after.max(position))
-                .sum::<u64>()
     }
 }

@@ -8,6 +8,7 @@
 //! do, and what waits in a lane from before is let in anew.
 
 mod backlog;
+mod gaps;
 mod hand_over;
 mod keeper;
 mod members;
@@ -23,7 +24,8 @@ use std::thread::JoinHandle;
 
 use hashbrown::HashMap;
 
-use self::backlog::{Backlog, Gaps};
+use self::backlog::Backlog;
+use self::gaps::Gaps;
 use self::keeper::Keeper;
 use self::members::Members;
 use self::refill::{Refiller, Work};

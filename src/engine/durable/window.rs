@@ -76,8 +76,8 @@ impl<O: Ops> Window<O> {
         self.lane.get().map_or(0, |(id, _)| *id)
     }
 
-    /// It is through with everything up to here; none: it is not at work, and nobody waits for it.
-    pub(super) fn settled_through(&self, offered: u64) -> Option<u64> {
+    /// See [`Subscription::settled_through`]; none: it is not at work, and nobody waits for it.
+    pub(super) fn settled_through(&self, offered: u64) -> Option<(u64, u64)> {
         if *lock(&self.paused) {
             return None;
         }

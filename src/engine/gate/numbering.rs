@@ -2,8 +2,8 @@
 //! waited until those who are behind have less to do. Who waits where is not known here: the gate
 //! counts them, and has the line looked at and the numbers given in one step.
 
-use super::Gate;
 use super::effects::Effects;
+use super::{Gate, State};
 use crate::engine::error::EngineError;
 use crate::engine::idempotency::Idempotency;
 use crate::engine::ops::Ops;
@@ -69,11 +69,7 @@ impl<O: Ops> Gate<O> {
             false => append(numbering),
         };
         match taken {
-            Ok(Taken::Numbered) => {
-                let last = self.sequencer.last() + count as u64;
-                self.sequencer.go_on_behind(last);
-                state.uncommitted += count;
-            }
+            Ok(Taken::Numbered) => self.give(state, count),
             Ok(Taken::LinedUp) => state.in_line += count,
             Err(refused) => {
                 if let Unnumbered::Refused(_) = refused {
@@ -86,6 +82,12 @@ impl<O: Ops> Gate<O> {
         state.counts.offered += count as u64;
         state.counts.waiting += count as u64;
         Ok(())
+    }
+
+    fn give(&self, state: &mut State<O>, count: usize) {
+        let last = self.sequencer.last() + count as u64;
+        self.sequencer.go_on_behind(last);
+        state.uncommitted += count;
     }
 
     /// While the gate is open, asks `next` what became of those who are first in line, and how many
@@ -109,9 +111,7 @@ impl<O: Ops> Gate<O> {
             state.in_line -= count;
             match turn {
                 Turn::Numbered => {
-                    let last = self.sequencer.last() + count as u64;
-                    self.sequencer.go_on_behind(last);
-                    state.uncommitted += count;
+                    self.give(state, count);
                     continue;
                 }
                 Turn::Refused => state.counts.rejected += count as u64,

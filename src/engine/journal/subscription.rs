@@ -126,8 +126,8 @@ impl Subscription {
     }
 
     /// Everything up to here is settled on all levels, or a straggler, if everything up to `offered` was
-    /// [offered](Self::accept) to it; less what it has [left behind](Self::leave_behind).
-    pub fn settled_through(&self, offered: u64) -> u64 {
+    /// [offered](Self::accept) to it; and how much of that it has [left behind](Self::leave_behind).
+    pub fn settled_through(&self, offered: u64) -> (u64, u64) {
         let progress = lock(&self.progress);
         let left = progress.left.len() as u64;
         let levels = progress.levels.iter().map(|level| {
@@ -138,7 +138,7 @@ impl Subscription {
                 false => position,
             }
         });
-        levels.min().unwrap_or(offered).saturating_sub(left)
+        (levels.min().unwrap_or(offered), left)
     }
 
     /// Where few events that are handed out hold a level back at many that are done, or not its own, leaves
