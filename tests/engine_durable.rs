@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex};
 use ironbus::engine::durable::Refusal;
 use ironbus::engine::idempotency::Claim;
 use ironbus::engine::journal::{Bounds, JournalError, Parameters, Statement, Unit};
+use ironbus::engine::lane::{LaneOptions, Order};
+use ironbus::engine::settlement::Outcome;
 use ironbus::engine::store::Durability;
 use ironbus::engine::sync::lock;
-use plain::Flag;
+use plain::{Flag, options};
 use world::{World, fate, folder, key};
 
 #[test]
@@ -220,6 +222,35 @@ fn windows_smaller_than_what_comes_lose_nothing_and_keep_the_order() {
         done,
         [("many".into(), 7), ("one".into(), 7), ("three".into(), 7)]
     );
+    world.close().expect("in order");
+}
+
+#[test]
+fn a_window_is_filled_again_while_all_that_was_in_it_runs() {
+    let (_folder, path) = folder();
+    let world = World::new(&path);
+    let lane = world.lane_with(LaneOptions {
+        concurrency: 6,
+        order: Order::Nothing,
+        ..options("l", 2)
+    });
+    world.open();
+    (1..=6).for_each(|n| world.store(n, None, None));
+    let mut running = Vec::new();
+    while running.len() < 6 {
+        match world.bus.take(&lane, world.now()) {
+            Some(next) => running.push(next.entry),
+            None => std::thread::yield_now(),
+        }
+    }
+    for mut entry in running {
+        let done = Outcome::Done;
+        let next = world
+            .bus
+            .finish(&lane, &mut entry, done, None, false, world.now());
+        assert!(next.is_none());
+    }
+    assert!(world.bus.is_quiet(None));
     world.close().expect("in order");
 }
 

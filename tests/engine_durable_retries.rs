@@ -11,6 +11,8 @@ use ironbus::engine::lane::{Failed, Holds, LaneOptions, Order};
 use ironbus::engine::priority::Priority;
 use ironbus::engine::retry::{Jitter, RetryPolicy};
 use ironbus::engine::settlement::Outcome;
+use ironbus::engine::store::Durability;
+use ironbus::engine::sync::lock;
 use plain::{Lane, options};
 use world::{SECOND, World, folder};
 
@@ -168,5 +170,89 @@ fn an_event_with_a_delay_that_was_left_behind_holds_nothing_up_after_a_restart()
     assert_eq!(world.run_out(&[]), [5]);
     world.advance(BEGIN + 3601 * SECOND);
     assert_eq!(world.run_out(&[]), [1]);
+    world.close().expect("in order");
+}
+
+#[test]
+fn a_level_that_goes_first_is_looked_for_in_the_journal_before_a_retry_of_another_begins() {
+    let (_folder, path) = folder();
+    let world = World::at(&path, BEGIN, TTL);
+    lane(&world, Order::Lane, Holds::Level);
+    world.open();
+    world.store_at(Priority::Normal, 1, None, None);
+    assert_eq!(world.run_out(&[1]), [1]);
+    world.store_at(Priority::High, 2, None, None);
+    world.close().expect("in order");
+    drop(world);
+
+    let now = BEGIN + DELAY + SECOND;
+    let world = World::at(&path, now, TTL);
+    let two = lane(&world, Order::Lane, Holds::Level);
+    world.open_journal();
+    {
+        let _nobody_reads_the_journal = lock(&world.held_up);
+        world.open_gate();
+        assert_eq!(two.depth(Priority::Normal), 1, "the retry is in the lane");
+        assert!(world.bus.take(&two, now).is_none(), "and is not the first");
+    }
+    assert_eq!(world.run_out(&[]), [2, 1]);
+    world.close().expect("in order");
+}
+
+#[test]
+fn a_window_that_retries_have_filled_waits_for_nothing() {
+    let (_folder, path) = folder();
+    let world = World::at(&path, BEGIN, TTL);
+    let small = |world: &World| {
+        let retry = lane(world, Order::Lane, Holds::Nothing).options.retry;
+        world.lane_with(LaneOptions {
+            holds: Holds::Nothing,
+            retry,
+            ..options("small", 2)
+        })
+    };
+    let _ = small(&world);
+    world.open();
+    world.store(1, None, None);
+    world.store(2, None, None);
+    let mut called = world.run_out(&[1, 2]);
+    called.sort_unstable();
+    assert_eq!(called, [1, 1, 2, 2]);
+    world.close().expect("in order");
+    drop(world);
+
+    let world = World::at(&path, BEGIN + DELAY + SECOND, TTL);
+    let two = small(&world);
+    world.open();
+    assert_eq!(two.window_room(Priority::Normal), 0);
+    let mut called = world.run_out(&[]);
+    called.sort_unstable();
+    assert_eq!(called, [1, 1, 2, 2]);
+    world.close().expect("in order");
+}
+
+#[test]
+fn no_level_waits_for_numbers_that_a_crash_left_out() {
+    let (_folder, path) = folder();
+    let world = World::at(&path, BEGIN, TTL);
+    lane(&world, Order::Lane, Holds::Level);
+    world.open();
+    world.store(1, None, None);
+    assert_eq!(world.run_out(&[1]), [1]);
+    world.store_at(Priority::Low, 2, None, None);
+    // As after a kill: a copy of the file is opened, whose numbers go on behind all that were reserved.
+    let journal = world.durable.journal().expect("open");
+    journal.flush(Durability::Os).expect("flushed");
+    let copy = path.with_extension("copy");
+    ironbus::engine::journal::backup(&path, &copy).expect("copied");
+
+    let after = World::at(&copy, BEGIN + DELAY + SECOND, TTL);
+    lane(&after, Order::Lane, Holds::Level);
+    after.open();
+    let number = after.durable.journal().expect("open").sequence();
+    assert!(number > 1000, "numbers were left out");
+    assert_eq!(after.run_out(&[]), [1, 2]);
+    after.close().expect("in order");
+    drop(journal);
     world.close().expect("in order");
 }

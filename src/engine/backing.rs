@@ -32,6 +32,6 @@ pub trait Backing: Send + Sync {
     /// The handler does not run any more, and has done nothing.
     fn put_back(&self, sequence: u64);
 
-    /// More of a level waits for its key or for a time than before: there may be room for others.
-    fn set_aside(&self, level: Priority);
+    /// One of a level has been started, or waits for its key or for a time: there may be room for others.
+    fn has_room(&self, level: Priority);
 }

@@ -279,9 +279,21 @@ impl World {
 
     /// Publishes one, to be delivered after so long, and waits until it is stored.
     pub fn store(&self, payload: u64, ordered_by: Option<&str>, delay: Option<u64>) {
+        self.store_at(Priority::Normal, payload, ordered_by, delay);
+    }
+
+    /// The same, on a level.
+    pub fn store_at(
+        &self,
+        level: Priority,
+        payload: u64,
+        ordered_by: Option<&str>,
+        delay: Option<u64>,
+    ) {
         let mut written = self.written(&[payload], None);
         let due = delay.map(|delay| self.now() + delay);
         for one in &mut written {
+            one.stored.level = level;
             one.token = ordered_by.map_or(0, token);
             one.stored.key = ordered_by.map(str::to_owned);
             one.stored.due = due.map(|due| NOW + due as f64 / SECOND as f64);

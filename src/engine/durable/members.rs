@@ -128,6 +128,7 @@ fn attach<O: Ops>(
     revive.attached(&mut || {
         let now = revive.now();
         let mut effects = Effects::default();
+        window.empty(&lane);
         bus.gate.take_back(&lane, &mut effects);
         window.attach(subscription.clone(), open.journal.in_flight());
         let stragglers = left.take().unwrap_or_default();
@@ -162,7 +163,12 @@ fn attach<O: Ops>(
         bus.carry_out(effects, now);
         // It may be further behind than all others.
         window.paused();
-        Lane::rouse(&lane);
+        for level in Priority::ALL {
+            if !lane.wants_more(level) {
+                // Nobody will ask for it.
+                window.filled(level, &lane);
+            }
+        }
     });
     Ok(())
 }

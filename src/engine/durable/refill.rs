@@ -193,7 +193,13 @@ impl<O: Ops> Refiller<O> {
         };
         let lane = &lane;
         let mut room = None;
-        revive.attached(&mut || room = bus.gate.begin_refill(lane, level));
+        revive.attached(&mut || {
+            room = bus.gate.begin_refill(lane, level);
+            if room.is_none() && bus.gate.is_open() {
+                // It is full.
+                window.filled(level, lane);
+            }
+        });
         let Some(room) = room else { return Ok(()) };
         let through = self.through.load(Ordering::Acquire);
         let refilled = subscription.refill_through(level, room.min(PIECE), through);
@@ -202,6 +208,7 @@ impl<O: Ops> Refiller<O> {
             Err(error) => (Vec::new(), Err(error)),
         };
         let mut events = Some(events);
+        let mut seen_all = false;
         revive.attached(&mut || {
             let events = events.take().unwrap_or_default();
             let now = revive.now();
@@ -220,18 +227,23 @@ impl<O: Ops> Refiller<O> {
             let mut brought = !doomed.is_empty();
             bus.gate.resume(lane, doomed, Vec::new(), &mut effects);
             let over = || window.look(level, &subscription);
-            let through = subscription.place(level).scanned;
+            let scanned = subscription.place(level).scanned;
             brought |= bus
                 .gate
-                .end_refill(lane, level, &given, through, over, now, &mut effects);
+                .end_refill(lane, level, &given, scanned, over, now, &mut effects);
             bus.carry_out(effects, now);
             if brought {
                 Lane::rouse(lane);
             }
+            seen_all = scanned >= through;
+            let comes_again = window.has_more(level) && !seen_all && lane.wants_more(level);
+            if !comes_again || result.is_err() {
+                window.filled(level, lane);
+            }
         });
         window.moved();
         result?;
-        if window.has_more(level) && subscription.place(level).scanned >= through {
+        if window.has_more(level) && seen_all {
             self.ask_later((window.clone(), level), through);
         } else {
             window.ask(level);

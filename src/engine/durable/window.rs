@@ -10,10 +10,13 @@ use crate::engine::clock::{Nanos, SECOND};
 use crate::engine::journal::Subscription;
 use crate::engine::journal::in_flight::{InFlight, Slot, Suspect};
 use crate::engine::lane::{Lane, LaneId};
-use crate::engine::ops::Ops;
+use crate::engine::ops::{Ops, Seat};
 use crate::engine::priority::Priority;
-use crate::engine::sync::atomic::{AtomicBool, Ordering};
+use crate::engine::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::engine::sync::{Mutex, lock};
+
+/// A bit for each.
+const ALL_LEVELS: u8 = (1 << Priority::COUNT) - 1;
 
 /// See the module.
 pub struct Window<O: Ops> {
@@ -27,6 +30,8 @@ pub struct Window<O: Ops> {
     paused: Mutex<bool>,
     /// Levels with events that the lane was not given.
     behind: [AtomicBool; Priority::COUNT],
+    /// A bit for each level that the lane waits for before it starts anything.
+    unfilled: AtomicU8,
 }
 
 /// While the journal is open.
@@ -54,6 +59,7 @@ impl<O: Ops> Window<O> {
             attached: Mutex::new(None),
             paused: Mutex::default(),
             behind: Default::default(),
+            unfilled: AtomicU8::new(0),
         })
     }
 
@@ -123,6 +129,22 @@ impl<O: Ops> Window<O> {
     /// In a child of the process that has the journal: nothing of it is touched.
     pub(super) fn abandon(&self) {
         std::mem::forget(lock(&self.attached).take());
+    }
+
+    /// The lane starts nothing before each level was filled: what comes first may be among that.
+    pub(super) fn empty(&self, lane: &Arc<Lane<O>>) {
+        self.unfilled.store(ALL_LEVELS, Ordering::SeqCst);
+        let schedule = lane.fill(true);
+        debug_assert!(!schedule);
+    }
+
+    /// A level was given what it has room for, or cannot be: the lane does not wait for that any more.
+    pub(super) fn filled(&self, level: Priority, lane: &Arc<Lane<O>>) {
+        let level = 1 << level.index();
+        let before = self.unfilled.fetch_and(!level, Ordering::SeqCst);
+        if before == level && lane.fill(false) {
+            lane.seat().schedule(lane.clone());
+        }
     }
 
     /// Under the gate, after the lane was given older events.
@@ -228,7 +250,7 @@ impl<O: Ops> Backing for Window<O> {
         self.over(sequence);
     }
 
-    fn set_aside(&self, level: Priority) {
+    fn has_room(&self, level: Priority) {
         self.ask(level);
     }
 }

@@ -32,7 +32,7 @@ impl<O: Ops> Lane<O> {
             }
             self.aside[level.index()].store(aside, Ordering::Release);
             if tell && aside > before {
-                backing.set_aside(level);
+                backing.has_room(level);
             }
         }
     }

@@ -18,7 +18,7 @@ mod report;
 mod rest;
 mod retry;
 
-use self::consumer::{CLOSED, Consumer, PARKED, PAUSED, POPPING, REFUSED};
+use self::consumer::{CLOSED, Consumer, PARKED, PAUSED, POPPING, REFUSED, UNFILLED};
 use self::guard::Guard;
 use self::line::Rank;
 use super::backing::Backing;
@@ -414,11 +414,21 @@ impl<O: Ops> Lane<O> {
     /// Stops or resumes the starting of handlers. Returns whether to schedule the lane.
     #[must_use]
     pub fn pause(&self, paused: bool) -> bool {
+        self.bar(PAUSED, paused)
+    }
+
+    /// While there is a level of its window that was not filled yet, a durable lane starts nothing: what
+    /// comes first may be there. Returns whether to schedule the lane.
+    #[must_use]
+    pub(in crate::engine) fn fill(&self, unfilled: bool) -> bool {
+        self.bar(UNFILLED, unfilled)
+    }
+
+    fn bar(&self, bar: u8, barred: bool) -> bool {
         let mut consumer = lock(&self.consumer);
-        if paused {
-            consumer.barred |= PAUSED;
-        } else {
-            consumer.barred &= !PAUSED;
+        match barred {
+            true => consumer.barred |= bar,
+            false => consumer.barred &= !bar,
         }
         self.look(&mut consumer)
     }
@@ -431,9 +441,7 @@ impl<O: Ops> Lane<O> {
     /// Lets the lane ask its breaker again. Returns whether to schedule it.
     #[must_use]
     fn ask_again(&self) -> bool {
-        let mut consumer = lock(&self.consumer);
-        consumer.barred &= !REFUSED;
-        self.look(&mut consumer)
+        self.bar(REFUSED, false)
     }
 
     fn is_refused(&self) -> bool {
@@ -526,8 +534,11 @@ impl<O: Ops> Lane<O> {
         if let Some(due) = consumer.arm() {
             aside.get_or_insert_default().due = Some(due);
         }
-        if self.backed {
+        if let Some(backing) = self.backing() {
             self.count_aside(consumer, true);
+            if let Some(entry) = &entry {
+                backing.has_room(entry.level);
+            }
         }
         // Under the lock: see `await_room`.
         let room_wanted = entry

@@ -1,6 +1,6 @@
 //! A lane as a whole: whether it has come to rest, and the end of all that waits in it.
 
-use super::consumer::POPPING;
+use super::consumer::{POPPING, UNFILLED};
 use super::holding::NEVER;
 use super::{Entry, Lane, Nanos, Order, Until};
 use crate::engine::ops::Ops;
@@ -15,7 +15,7 @@ impl<O: Ops> Lane<O> {
         }
         let mut consumer = lock(&self.consumer);
         let on_its_way = |level| self.has_more(level) && self.wants_more(level);
-        if Priority::ALL.into_iter().any(on_its_way) {
+        if consumer.barred & UNFILLED != 0 || Priority::ALL.into_iter().any(on_its_way) {
             return None;
         }
         let startable = self.may_start(&consumer) && self.has_work(&mut consumer);
