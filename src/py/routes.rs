@@ -52,17 +52,54 @@ impl Way {
     }
 }
 
-/// Types that are found by the address of their string alone: the last that were new.
-const PLACES: usize = 64;
 /// Types that are remembered before the memory starts anew, as the engine's router does.
 const REMEMBERED: usize = 65_536;
 
 /// A way and the address of its string, so that another's way is not looked at.
-type Place = GilCell<Option<(usize, Py<Way>)>>;
+type Place = Option<(usize, Py<Way>)>;
+
+/// Places for addresses, four for each type as long as there are not too many types: whichever was put
+/// last into a place has it.
+struct Places {
+    places: Box<[Place]>,
+    /// Of an address that is spread over a word, so many bits say where.
+    bits: u32,
+}
+
+/// Of the first and of the most places.
+const BITS: std::ops::RangeInclusive<u32> = 4..=13;
+
+impl Places {
+    /// For so many types.
+    fn new(types: usize) -> Self {
+        let bits = (types * 4).next_power_of_two().ilog2();
+        let bits = bits.clamp(*BITS.start(), *BITS.end());
+        Self {
+            places: (0..1 << bits).map(|_| None).collect(),
+            bits,
+        }
+    }
+
+    fn suit(&self, types: usize) -> bool {
+        types * 4 <= self.places.len() || self.bits == *BITS.end()
+    }
+
+    #[inline(always)]
+    fn index(&self, address: usize) -> usize {
+        // Addresses differ in few of their bits; the golden ratio spreads them.
+        ((address as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (u64::BITS - self.bits)) as usize
+    }
+
+    /// Returns what was there.
+    fn put(&mut self, address: usize, way: Py<Way>) -> Place {
+        let index = self.index(address);
+        self.places[index].replace((address, way))
+    }
+}
 
 /// See the module. Its ways keep their strings alive, so that an address means one string.
 pub struct Routes {
-    last: [Place; PLACES],
+    last: GilCell<Places>,
     /// By address. The addresses are with the ways, so that a thousand are found in a few lines of
     /// the cache.
     all: GilCell<HashTable<Py<Way>>>,
@@ -72,7 +109,7 @@ pub struct Routes {
 impl Default for Routes {
     fn default() -> Self {
         Self {
-            last: [const { GilCell::new(None) }; PLACES],
+            last: GilCell::new(Places::new(0)),
             all: GilCell::new(HashTable::new()),
             hasher: DefaultHashBuilder::default(),
         }
@@ -80,19 +117,16 @@ impl Default for Routes {
 }
 
 impl Routes {
-    fn place(&self, address: usize) -> &Place {
-        // Objects are aligned to sixteen bytes.
-        &self.last[(address >> 4) % PLACES]
-    }
-
     /// The route of this very string.
     #[inline]
     pub fn get(&self, type_: &Bound<'_, PyString>) -> Option<Py<Way>> {
         let (py, address) = (type_.py(), type_.as_ptr() as usize);
-        let found = self.place(address).read(py, |way| match way {
-            Some((of, way)) if *of == address => Some(way.clone_ref(py)),
-            _ => None,
-        });
+        let found = self
+            .last
+            .read(py, |last| match &last.places[last.index(address)] {
+                Some((of, way)) if *of == address => Some(way.clone_ref(py)),
+                _ => None,
+            });
         found.or_else(|| self.recall(py, address))
     }
 
@@ -116,17 +150,29 @@ impl Routes {
             forgotten
         });
         drop(forgotten);
-        let last = Some((address, way.clone_ref(py)));
-        drop(self.place(address).replace(py, last));
+        let outgrown = self.all.read(py, |all| {
+            if self.last.read(py, |last| last.suit(all.len())) {
+                return None;
+            }
+            Some(all.iter().map(|way| way.clone_ref(py)).collect::<Vec<_>>())
+        });
+        if let Some(all) = outgrown {
+            let mut more = Places::new(all.len() * 2);
+            for way in all {
+                more.put(way.get().address(), way);
+            }
+            drop(self.last.replace(py, more));
+        } else {
+            let last = way.clone_ref(py);
+            drop(self.last.update(py, |places| places.put(address, last)));
+        }
         Ok(way)
     }
 
     /// Forgets all: subscriptions have changed, and a route may keep a handler alive.
     pub fn clear(&self, py: Python<'_>) {
         drop(self.all.update(py, std::mem::take));
-        self.last
-            .iter()
-            .for_each(|place| drop(place.replace(py, None)));
+        drop(self.last.replace(py, Places::new(0)));
     }
 }
 
