@@ -4,6 +4,8 @@
 //! event; it knows nothing of Python, so it is tested without an interpreter.
 //! `py` (behind the feature `python`) is the only place that speaks PyO3.
 
+#[cfg(feature = "libmimalloc-sys")]
+pub mod allocator;
 pub mod engine;
 
 #[cfg(feature = "python")]

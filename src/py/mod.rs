@@ -52,7 +52,7 @@ mod walk;
 /// Events live from publish to settlement, hundreds at a time, which is what the C library's
 /// allocator is slow at.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: crate::allocator::Allocator = crate::allocator::Allocator;
 
 /// The native half of `ironbus`. Its classes are re-exported by the package.
 ///

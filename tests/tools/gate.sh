@@ -92,14 +92,37 @@ if sys.implementation.name == "cpython" and sys.version_info >= (3, 11) and sys.
     done | awk -F'\t' '!seen[$1]++'
 }
 
+# One wheel after the other, beside the other steps: the next is there when a suite has ended.
+begin_wheels() {
+    local version python profile
+    rm -rf dist
+    while IFS=$'\t' read -r version python; do
+        # As users get it once; the others are built in less time.
+        profile=test-wheel
+        [ "$python" != "$bin/python" ] || profile=release
+        PYO3_PYTHON="$python" "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "dist/$version"
+        touch "dist/$version/.built"
+    done < <(pythons) > "$target/wheels.log" 2>&1 &
+    building=$!
+}
+
+await_wheel() {
+    while [ ! -e "dist/$1/.built" ]; do
+        if ! kill -0 "$building" 2>/dev/null && [ ! -e "dist/$1/.built" ]; then
+            cat "$target/wheels.log"
+            return 1
+        fi
+        sleep 0.2
+    done
+}
+
 # The same suite on the wheel that users would install, in a venv that has nothing else.
 wheel() {
-    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 profile=test-wheel extras=cli,test
-    # As users get it once, with the peers beside it; without them on the others.
-    if [ "$python" = "$bin/python" ]; then profile=release extras=cli,test,bench; fi
+    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 extras=cli,test
+    # With the peers beside it once; without them on the others.
+    [ "$python" != "$bin/python" ] || extras=cli,test,bench
     [ -e "$venv/.ready" ] || "$python" -m venv --clear "$venv"
-    rm -rf "$out"
-    PYO3_PYTHON="$python" "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "$out"
+    await_wheel "$version"
     "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$out"/*.whl
     "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[$extras]"
     touch "$venv/.ready"
@@ -127,6 +150,7 @@ case ${1:-all} in
         step "cargo test, the engine" cargo test --locked
         step "loom" loom
         step "build the extension" end_build
+        begin_wheels
         lint_python
         while IFS=$'\t' read -r -u 3 version python; do
             step "pytest on the wheel, CPython $version" wheel "$version" "$python"
