@@ -1,4 +1,4 @@
-//! The routes of the last few types, found by the address of the type's string: a
+//! The routes of the last types, found by the address of the type's string: a
 //! publisher uses the same one again and again, and looking at an address is cheaper
 //! than hashing a text and taking a lock.
 

@@ -134,7 +134,7 @@ impl<O: Ops> Window<O> {
     /// The lane starts nothing before each level was filled: what comes first may be among that.
     pub(super) fn empty(&self, lane: &Arc<Lane<O>>) {
         self.unfilled.store(ALL_LEVELS, Ordering::SeqCst);
-        let schedule = lane.fill(true);
+        let schedule = lane.await_window(true);
         debug_assert!(!schedule);
     }
 
@@ -142,7 +142,7 @@ impl<O: Ops> Window<O> {
     pub(super) fn filled(&self, level: Priority, lane: &Arc<Lane<O>>) {
         let level = 1 << level.index();
         let before = self.unfilled.fetch_and(!level, Ordering::SeqCst);
-        if before == level && lane.fill(false) {
+        if before == level && lane.await_window(false) {
             lane.seat().schedule(lane.clone());
         }
     }

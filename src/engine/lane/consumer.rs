@@ -21,7 +21,7 @@ pub(super) const POPPING: u8 = 4;
 pub(super) const REFUSED: u8 = 8;
 /// There was no room for a dead letter: only those start that need none. See `parked`.
 pub(super) const PARKED: u8 = 16;
-/// Not all levels of its window were filled since the journal was opened: see `fill`.
+/// Not all levels of its window were filled since the journal was opened: see `await_window`.
 pub(super) const UNFILLED: u8 = 32;
 
 /// See the module. One lock, held for some loads and stores; the gate takes it only to

@@ -417,11 +417,11 @@ impl<O: Ops> Lane<O> {
         self.bar(PAUSED, paused)
     }
 
-    /// While there is a level of its window that was not filled yet, a durable lane starts nothing: what
-    /// comes first may be there. Returns whether to schedule the lane.
+    /// While it waits for a level of its window to be filled, a durable lane starts nothing: what comes first
+    /// may be there. Returns whether to schedule the lane.
     #[must_use]
-    pub(in crate::engine) fn fill(&self, unfilled: bool) -> bool {
-        self.bar(UNFILLED, unfilled)
+    pub(in crate::engine) fn await_window(&self, waits: bool) -> bool {
+        self.bar(UNFILLED, waits)
     }
 
     fn bar(&self, bar: u8, barred: bool) -> bool {
