@@ -13,7 +13,7 @@ use ironbus::engine::retry::{Jitter, RetryPolicy};
 use ironbus::engine::settlement::Outcome;
 use ironbus::engine::store::Durability;
 use ironbus::engine::sync::lock;
-use plain::{Lane, options};
+use plain::{Entry, Lane, options};
 use world::{SECOND, World, folder};
 
 const BEGIN: u64 = 1;
@@ -38,6 +38,16 @@ fn retry() -> RetryPolicy {
         max_delay: DELAY,
         exponential_base: 1.0,
         jitter: Jitter::None,
+    }
+}
+
+/// The next delivery, once the lane was given what the file has.
+fn take(world: &World, lane: &Arc<Lane>) -> Entry {
+    loop {
+        match world.bus.take(lane, world.now()) {
+            Some(next) => return next.entry,
+            None => std::thread::yield_now(),
+        }
     }
 }
 
@@ -101,8 +111,8 @@ fn what_was_cut_off_in_front_of_a_retry_goes_first_and_the_retry_keeps_its_time(
         std::thread::yield_now();
     }
     while world.seat.next().is_some() {}
-    let first = world.bus.take(&two, BEGIN).expect("the first").entry;
-    let second = world.bus.take(&two, BEGIN).expect("the second").entry;
+    let first = take(&world, &two);
+    let second = take(&world, &two);
     let failed = Failed::Passing(Arc::new(()));
     let verdict = two.judge(&second, &failed, 0.0);
     let next = world
@@ -136,12 +146,7 @@ fn a_retry_that_waited_for_another_of_its_key_still_waits_for_its_time() {
     let world = World::at(&path, now, TTL);
     let two = lane(&world, Order::Token, Holds::Key);
     world.open();
-    let mut first = loop {
-        match world.bus.take(&two, now) {
-            Some(next) => break next.entry,
-            None => std::thread::yield_now(),
-        }
-    };
+    let mut first = take(&world, &two);
     assert_eq!(first.event.payload, 1);
     assert!(world.bus.take(&two, now).is_none(), "of one key");
     let next = world

@@ -23,7 +23,6 @@ INCIDENTS = DATA / "bpic2013_incidents.jsonl.gz"
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """A real process in an empty folder: exit codes, streams and the working directory are what is tested."""
-
     return command_line(tmp_path)
 
 
@@ -251,6 +250,27 @@ def test_version_and_help(cli: Cli) -> None:
     run = cli("--help")
     assert run.code == 0
     assert all(command in run.out for command in ("feed", "bench", "demo"))
+
+
+@pytest.mark.parametrize(
+    "program", [[sys.executable, "-m", "ironbus.cli"], [Path(sys.executable).with_name("ironbus")]]
+)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["feed", "missing.jsonl"], ["dlq", "nonsense"], ["feed", "-", "--json"]]
+)
+def test_a_process_from_scratch_does_the_same(
+    cli: Cli, tmp_path: Path, program: list[Any], arguments: list[str]
+) -> None:
+    """The runs of these tests share the start of Python and the imports."""
+    own = subprocess.run(
+        [*program, *arguments], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    shared = cli(*arguments)
+    assert (own.returncode, own.stderr.decode()) == (shared.code, shared.err)
+    if "--json" in arguments:
+        assert counts(json.loads(own.stdout)) == counts(shared.json)
+    else:
+        assert own.stdout.decode() == shared.out
 
 
 def test_without_the_extra_the_script_says_how_to_get_it(tmp_path: Path) -> None:
