@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,80 @@ def test_bench_leaves_out_a_broker_that_is_not_installed(monkeypatch: pytest.Mon
     result = measure(ROWS[0], Scale(events=100, rounds=1))
     assert result.sample is None
     assert result.left_out in ("redis-server is not installed", "redis is not installed")
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets ten seconds pass on a machine with two processors, of which its host takes so many."""
+    from ironbus.cli import bench_kit
+
+    clock = {"now": 0.0, "stolen": 5.0}
+    monkeypatch.setattr(bench_kit.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(bench_kit, "stolen", lambda: clock["stolen"])
+    monkeypatch.setattr(bench_kit.os, "cpu_count", lambda: 2)
+
+    def ten_seconds(stolen: float) -> None:
+        clock["now"] += 10.0
+        clock["stolen"] += stolen
+
+    return ten_seconds
+
+
+@pytest.mark.parametrize(
+    ("stolen", "counts"),
+    [
+        ([0.0, 0.0, 0.0], [0, 1, 2]),
+        ([0.1, 0.15, 0.0], [0, 1, 2]),  # up to a hundredth is nothing
+        ([9.0, 0.0, 4.0, 0.1, 0.0], [1, 3, 4]),
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 0.0, 2.0, 3.0, 9.0, 8.0, 7.0], [6, 7, 8]),
+    ],
+)
+def test_rounds_that_the_host_disturbed_are_repeated(
+    host: Callable[[float], None], stolen: list[float], counts: list[int]
+) -> None:
+    """Chosen by what was stolen, never by what was measured; and not for ever."""
+    from ironbus.cli.bench_kit import Rounds
+
+    rounds: Rounds[int] = Rounds(3)
+    for number, seconds in enumerate(stolen):
+        assert rounds.go_on()
+        host(seconds)
+        rounds.add(number)
+    assert not rounds.go_on()
+    assert rounds.best() == counts
+
+
+def test_what_was_stolen_is_read_from_the_system_where_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In ticks, of all processors."""
+    from ironbus.cli import bench_kit
+
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(bench_kit, "STAT", stat)
+    assert bench_kit.stolen() == 0.0
+    stat.write_text("cpu  10 20 30 40 50 60 70 250 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n")
+    assert bench_kit.stolen() == 250 / os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu  10 20 30 40\n")
+    assert bench_kit.stolen() == 0.0
+
+
+def test_bench_says_what_the_host_took(host: Callable[[float], None]) -> None:
+    """Figures of a machine that was stopped in the middle are not those of one that was not."""
+    from ironbus.cli.bench import measure, result_json, stolen_line
+    from ironbus.cli.bench_kit import Row, Sample, Scale, Target
+
+    def row(stolen: float) -> Row:
+        def measured(scale: Scale) -> Sample:
+            host(stolen)
+            return Sample((1.0,))
+
+        return Row("a row", (Target("speed", "x", 1.0, 2.0),), measured)
+
+    disturbed = measure(row(3.0), Scale())
+    assert result_json(disturbed)["stolen"] == 0.15
+    assert "15%" in stolen_line([measure(row(0.0), Scale()), disturbed])
+    assert stolen_line([measure(row(0.1), Scale())]) == ""
 
 
 def test_bench_names_its_rows_when_none_fits(cli: Cli) -> None:

@@ -348,13 +348,25 @@ impl<O: Ops> Bus<O> {
         }
     }
 
+    /// What follows from a turn: mostly the next entry, and nothing else.
     #[inline]
-    pub(super) fn after(
-        &self,
-        lane: &Arc<Lane<O>>,
-        mut turn: Turn<O>,
-        now: Nanos,
-    ) -> Option<Next<O>> {
+    pub(super) fn after(&self, lane: &Arc<Lane<O>>, turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
+        match turn {
+            Turn {
+                entry: Some(entry),
+                token_wanted,
+                schedule: false,
+                room_wanted: false,
+                aside: None,
+            } if entry.rare.is_none() => Some(Next {
+                entry,
+                token_wanted,
+            }),
+            turn => self.after_all(lane, turn, now),
+        }
+    }
+
+    fn after_all(&self, lane: &Arc<Lane<O>>, mut turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
         // Entries that end without a call, one after the other, but not for ever.
         let mut left = UNHEARD_IN_A_ROW;
         loop {

@@ -235,7 +235,7 @@ fn prepare_parts<'py, T: Then>(
     match event.cast_into::<PyString>() {
         Ok(type_) => {
             let data = match data {
-                Some(data) if data.is_truthy()? => data.unbind(),
+                Some(data) if says_something(&data)? => data.unbind(),
                 _ => PyDict::new(py).into_any().unbind(),
             };
             let number = identity::next_number();
@@ -251,6 +251,15 @@ fn prepare_parts<'py, T: Then>(
             let (parts, seconds) = parts_of(py, &other.into_inner(), next.seconds())?;
             detailed_and(py, core, parts, Some(seconds), options, origin, next)
         }
+    }
+}
+
+/// Whether the data is true; to ask a dictionary for its size is the quicker way to the same.
+#[inline]
+fn says_something(data: &Bound<'_, PyAny>) -> PyResult<bool> {
+    match data.cast_exact::<PyDict>() {
+        Ok(dict) => Ok(!dict.is_empty()),
+        Err(_) => data.is_truthy(),
     }
 }
 

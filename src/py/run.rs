@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::PyNone;
 
 use super::context::Base;
 use super::core::Core;
@@ -245,7 +246,7 @@ fn call<'py>(
     if !steps {
         return Ok(Called::Awaitable(iterator));
     }
-    match native::send(&iterator, py.None().bind(py))? {
+    match native::send(&iterator, PyNone::get(py).as_any())? {
         Sent::Returned(_) => Ok(Called::Done),
         Sent::Yielded(yielded) => Ok(Called::Suspended(iterator, yielded)),
     }

@@ -232,6 +232,9 @@ def bench(
     """Measure the bus on this machine beside its peers and against its targets.
 
     Peers that are not installed are left out: pip install "ironbus[bench]".
+
+    On a virtual machine whose host stops it for others, the rounds that met with that are repeated, up to four times
+    as many; those with the least of it count, whatever they measured.
     """
     if _core.debug_build:
         fail("this is a debug build, and its figures would mean nothing; install a release build")
@@ -268,6 +271,8 @@ def bench(
         return
     out.print(benching.machine_line(), soft_wrap=True)
     out.print(benching.table(results))
+    if stolen := benching.stolen_line(results):
+        out.print(stolen, soft_wrap=True)
 
 
 def open_input(file: str) -> tuple[io.FileIO, int | None]:

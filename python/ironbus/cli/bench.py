@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 import ironbus
-from ironbus.cli.bench_kit import NotHere, Row, Sample, Scale, Target
+from ironbus.cli.bench_kit import QUIET, NotHere, Row, Sample, Scale, Stretch, Target
 from ironbus.cli.render import seconds
 
 PEERS = ("blinker", "nats", "pyee", "redis")
@@ -28,12 +28,14 @@ class Result:
     row: Row
     sample: Sample | None
     left_out: str = ""
+    stolen: float = 0.0  # of the machine's time, by its host
 
 
 def measure(row: Row, scale: Scale) -> Result:
     """Runs one row."""
+    stretch = Stretch()
     try:
-        return Result(row, row.measure(scale))
+        return Result(row, row.measure(scale), stolen=stretch.share())
     except NotHere as reason:
         return Result(row, None, str(reason))
     except ModuleNotFoundError as missing:
@@ -116,8 +118,16 @@ def table(results: Sequence[Result]) -> Table:
     return made
 
 
+def stolen_line(results: Sequence[Result]) -> str:
+    """What the host took, in a line, or nothing."""
+    most = max((result.stolen for result in results), default=0.0)
+    if most <= QUIET:
+        return ""
+    return f"The host of this machine took up to {most:.0%} of its time for others while a row was measured."
+
+
 def result_json(result: Result) -> dict[str, Any]:
-    """A row for ``--json``; times in seconds, sizes in bytes, ratios plain."""
+    """A row for ``--json``; times in seconds, sizes in bytes, ratios and shares plain."""
     row, sample = result.row, result.sample
     told: dict[str, Any] = {
         "name": row.name,
@@ -130,6 +140,7 @@ def result_json(result: Result) -> dict[str, Any]:
             "rate": sample.rate or None,
             "peer_rate": sample.peer_rate or None,
             "peak_bytes": sample.peak or None,
+            "stolen": result.stolen,
             "figures": [
                 {
                     "label": target.label,
@@ -153,6 +164,7 @@ def main_table(results: Sequence[Result]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(machine_line(), soft_wrap=True)
     console.print(table(results))
+    console.print(stolen_line(results), soft_wrap=True)
 
 
-__all__ = ["Result", "machine", "machine_line", "main_table", "measure", "result_json", "table"]
+__all__ = ["Result", "machine", "machine_line", "main_table", "measure", "result_json", "stolen_line", "table"]

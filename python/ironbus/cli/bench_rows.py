@@ -31,15 +31,18 @@ from ironbus.cli.bench_kit import (
     BATCH,
     NotHere,
     Payload,
+    Rounds,
     Row,
     Sample,
     Scale,
     Target,
     against,
     batches,
+    compared,
     expect,
     payloads,
     percentile,
+    side_by_side,
 )
 from ironbus.cli.loop_probe import LoopProbe
 from ironbus.ordering import EventOrderingManager, IdempotencyManager
@@ -107,10 +110,9 @@ def through_bus(
 
 def sync_handlers(scale: Scale) -> Sample:
     """Sync handlers on the bus's threads; how late the loop wakes up meanwhile."""
-    lags: list[float] = []
 
-    def ours(work: Sequence[Payload]) -> float:
-        async def run() -> float:
+    def ours(work: Sequence[Payload]) -> tuple[float, list[float]]:
+        async def run() -> tuple[float, list[float]]:
             bus, seen = EventBus(), 0
 
             def handler(_: Event) -> None:
@@ -123,15 +125,16 @@ def sync_handlers(scale: Scale) -> Sample:
                 start = time.perf_counter()
                 await publish_each(bus, work)
                 await bus.drain()
-                seconds = time.perf_counter() - start
-                lags.extend(probe.lags)
+                seconds, lags = time.perf_counter() - start, list(probe.lags)
             expect(seen, len(work))
-            return seconds
+            return seconds, lags
 
         return asyncio.run(run())
 
-    sample = against(ours, peers.blinker_send, scale)
-    return Sample((*sample.values, percentile(lags, 99)), sample.rate, sample.peer_rate)
+    rounds = side_by_side(ours, peers.blinker_send, scale)
+    sample = compared([(seconds, theirs) for (seconds, _), theirs in rounds], scale)
+    late = percentile([lag for (_, lags), _ in rounds for lag in lags], 99)
+    return Sample((*sample.values, late), sample.rate, sample.peer_rate)
 
 
 def digest(work: Sequence[Payload]) -> float:
@@ -215,19 +218,22 @@ def burden(light: Callable[[], Load], heavy: Callable[[], Load], scale: Scale) -
 
     async def run() -> Sample:
         buses = light(), heavy()
-        costs: tuple[list[float], list[float]] = ([], [])
+        rounds: Rounds[tuple[float, float]] = Rounds(scale.rounds)
         try:
             for load in buses:
                 await load.start()
-            for _ in range(scale.rounds):
-                for load, cost in zip(buses, costs, strict=True):
-                    work = payloads(scale.events)[: scale.events // load.lanes]
-                    cost.append(await load.round(work) / (len(work) * load.lanes))
+            while rounds.go_on():
+                rounds.add((await cost(buses[0]), await cost(buses[1])))
         finally:
             for load in buses:
                 await load.bus.stop(timeout=0.0)
-        ratios = [more / less for less, more in zip(*costs, strict=True)]
-        return Sample((statistics.median(ratios),), 1 / statistics.median(costs[1]), 1 / statistics.median(costs[0]))
+        pairs = rounds.best()
+        less, more = (statistics.median(costs) for costs in zip(*pairs, strict=True))
+        return Sample((statistics.median(more / less for less, more in pairs),), 1 / more, 1 / less)
+
+    async def cost(load: Load) -> float:
+        work = payloads(scale.events)[: scale.events // load.lanes]
+        return await load.round(work) / (len(work) * load.lanes)
 
     return asyncio.run(run())
 
@@ -354,7 +360,10 @@ def latency(scale: Scale) -> Sample:
         expect(len(waits), count)
         return Sample((percentile(waits, 50), percentile(waits, 99)), rate=count / seconds)
 
-    return asyncio.run(run())
+    rounds: Rounds[Sample] = Rounds(1)
+    while rounds.go_on():
+        rounds.add(asyncio.run(run()))
+    return rounds.best()[0]
 
 
 STATM = Path("/proc/self/statm")

@@ -105,7 +105,9 @@ impl Event {
             None => {
                 let mut event = Self::default();
                 fill(&mut event);
-                Ok(Py::new(py, event)?.into_any())
+                let event = Bound::new(py, event)?;
+                slots::forget_dict(&event);
+                Ok(event.into_any().unbind())
             }
         }
     }

@@ -35,6 +35,20 @@ pub fn set_dict(event: &Bound<'_, Event>, dict: &Bound<'_, PyDict>) -> PyResult<
     }
 }
 
+/// Lets go of the empty dict that CPython 3.11 gives a new object, which few events need: the next
+/// who asks for it gets another.
+pub fn forget_dict(event: &Bound<'_, Event>) {
+    // SAFETY: as in `is_plain`; the class's own code, which clears and visits the dict, expects none too.
+    unsafe {
+        let object = event.as_ptr();
+        let dict = object
+            .byte_offset((*ffi::Py_TYPE(object)).tp_dictoffset)
+            .cast::<*mut ffi::PyObject>();
+        debug_assert!((*dict).is_null() || ffi::PyDict_Size(*dict) == 0);
+        ffi::Py_XDECREF(std::mem::replace(&mut *dict, ptr::null_mut()));
+    }
+}
+
 /// Whether this is a plain `Event` with nothing in its `__dict__`. Makes no dict to find out.
 #[inline]
 pub fn is_plain(event: &Bound<'_, Event>) -> bool {

@@ -24,7 +24,7 @@ impl Ambient {
     ) -> PyResult<()> {
         let size = self.0.read(py, |context| match context {
             // SAFETY: attached; to ask a context for its size runs no Python code.
-            Some(context) => unsafe { ffi::PyObject_Size(context.as_ptr()) },
+            Some(context) => unsafe { ffi::PyMapping_Size(context.as_ptr()) },
             None => -1,
         });
         if size == 0 {
