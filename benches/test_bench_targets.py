@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 SCALE = Scale(
     events=int(os.environ.get("IRONBUS_BENCH_EVENTS", "100000")),
-    rounds=int(os.environ.get("IRONBUS_BENCH_ROUNDS", "5")),
+    rounds=int(os.environ.get("IRONBUS_BENCH_ROUNDS", "9")),
 )
 
 

@@ -223,7 +223,7 @@ def _bars(console: Console, quiet: bool) -> Progress:
 @app.command()
 def bench(
     events: Annotated[int, typer.Option(min=1_000, help="Events in each round.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, ours and the peer's in turn; the median counts.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, ours and the peer's in turn; the median counts.")] = 9,
     only: Annotated[
         str | None, typer.Option(help="Only the rows whose name has this in it.", show_default=False)
     ] = None,

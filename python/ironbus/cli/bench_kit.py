@@ -26,7 +26,7 @@ class Scale:
     """How much to do."""
 
     events: int = 100_000
-    rounds: int = 5
+    rounds: int = 9
 
 
 @dataclass(frozen=True, slots=True)
