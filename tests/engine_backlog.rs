@@ -185,6 +185,10 @@ fn who_waits_holds_no_key_and_looks_again_where_another_was_faster() {
         }
         std::thread::yield_now();
     };
+    // It is told right after that, from another thread.
+    while told.told() == 0 {
+        std::thread::yield_now();
+    }
     assert_eq!((back.len(), told.told()), (1, 1));
     assert_eq!(world.claim(&key(1)), Claim::Duplicate);
     let (counts, _) = world.bus.report();
