@@ -92,23 +92,34 @@ if sys.implementation.name == "cpython" and sys.version_info >= (3, 11) and sys.
     done | awk -F'\t' '!seen[$1]++'
 }
 
-# One wheel after the other, beside the other steps: the next is there when a suite has ended.
+# A venv for each, that has the wheel as users would install it, and nothing else but what the tests need.
+install_wheel() {
+    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 extras=cli,test profile=test-wheel
+    # As users get it, and with the peers beside it, once; the others are built in less time.
+    [ "$python" != "$bin/python" ] || extras=cli,test,bench profile=release
+    PYO3_PYTHON="$python" "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "$out"
+    [ -e "$venv/.ready" ] || "$python" -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$out"/*.whl
+    "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[$extras]"
+    "$venv/bin/python" -I -c "
+import pathlib, sys, ironbus
+assert pathlib.Path(sys.prefix) in pathlib.Path(ironbus.__file__).parents, ironbus.__file__"
+    touch "$venv/.ready" "$out/.installed"
+}
+
+# One after the other, beside the other steps: the next is there when a suite has ended.
 begin_wheels() {
-    local version python profile
+    local version python
     rm -rf dist
     while IFS=$'\t' read -r version python; do
-        # As users get it once; the others are built in less time.
-        profile=test-wheel
-        [ "$python" != "$bin/python" ] || profile=release
-        PYO3_PYTHON="$python" "$bin/maturin" build --quiet --locked --profile "$profile" --interpreter "$python" --out "dist/$version"
-        touch "dist/$version/.built"
+        install_wheel "$version" "$python" < /dev/null
     done < <(pythons) > "$target/wheels.log" 2>&1 &
     building=$!
 }
 
 await_wheel() {
-    while [ ! -e "dist/$1/.built" ]; do
-        if ! kill -0 "$building" 2>/dev/null && [ ! -e "dist/$1/.built" ]; then
+    while [ ! -e "dist/$1/.installed" ]; do
+        if ! kill -0 "$building" 2>/dev/null && [ ! -e "dist/$1/.installed" ]; then
             cat "$target/wheels.log"
             return 1
         fi
@@ -116,21 +127,11 @@ await_wheel() {
     done
 }
 
-# The same suite on the wheel that users would install, in a venv that has nothing else.
-wheel() {
-    local version=$1 python=$2 venv=.venvs/$1 out=dist/$1 extras=cli,test
-    # With the peers beside it once; without them on the others.
-    [ "$python" != "$bin/python" ] || extras=cli,test,bench
-    [ -e "$venv/.ready" ] || "$python" -m venv --clear "$venv"
-    await_wheel "$version"
-    "$venv/bin/python" -m pip install --quiet --force-reinstall --no-deps "$out"/*.whl
-    "$venv/bin/python" -m pip install --quiet "$(ls "$out"/*.whl)[$extras]"
-    touch "$venv/.ready"
-    "$venv/bin/python" -I -c "
-import pathlib, sys, ironbus
-assert pathlib.Path(sys.prefix) in pathlib.Path(ironbus.__file__).parents, ironbus.__file__"
+# The same suite on each.
+suite() {
+    await_wheel "$1"
     # Half of a test's time is waiting for the disk or for processes: a second one runs meanwhile.
-    "$venv/bin/python" -m pytest -q --numprocesses 2 --dist worksteal
+    ".venvs/$1/bin/python" -m pytest -q --numprocesses 2 --dist worksteal
 }
 
 case ${1:-all} in
@@ -152,8 +153,8 @@ case ${1:-all} in
         step "build the extension" end_build
         begin_wheels
         lint_python
-        while IFS=$'\t' read -r -u 3 version python; do
-            step "pytest on the wheel, CPython $version" wheel "$version" "$python"
+        while IFS=$'\t' read -r -u 3 version _; do
+            step "pytest on the wheel, CPython $version" suite "$version"
         done 3< <(pythons)
         ;;
     *) echo "usage: gate.sh all | lint | build | torture" >&2; exit 2 ;;

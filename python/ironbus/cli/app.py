@@ -233,8 +233,8 @@ def bench(
 
     Peers that are not installed are left out: pip install "ironbus[bench]".
 
-    On a virtual machine whose host stops it for others, the rounds that met with that are repeated, up to four times
-    as many; those with the least of it count, whatever they measured.
+    On a virtual machine whose host stops it for others, the rounds that met with that are repeated, up to twice as
+    many; those with the least of it count, whatever they measured.
     """
     if _core.debug_build:
         fail("this is a debug build, and its figures would mean nothing; install a release build")
