@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from ironbus import _core
-from ironbus.cli.bench import Result, main_table
+from ironbus.cli.bench import Result, show
+from ironbus.cli.console import consoles
 
 RESULTS: pytest.StashKey[list[Result]] = pytest.StashKey()
 
@@ -22,4 +23,4 @@ def results(pytestconfig: pytest.Config) -> list[Result]:
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     if config.stash[RESULTS]:
-        main_table(config.stash[RESULTS])
+        show(config.stash[RESULTS], consoles()[0])

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -68,11 +69,11 @@ Cli = Callable[..., Run]
 
 
 @functools.cache
-def parent() -> socket.socket:
-    """Where it takes its jobs from; it ends with this process."""
+def parent() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Where it takes its jobs from, and itself; it ends with this process."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     number = there.fileno()
-    process = subprocess.Popen([sys.executable, "-c", PARENT, str(number)], pass_fds=[number])
+    process = subprocess.Popen([sys.executable, "-c", PARENT, str(number)], pass_fds=[number], start_new_session=True)
     there.close()
     here.settimeout(60)
 
@@ -81,7 +82,7 @@ def parent() -> socket.socket:
         process.wait()
 
     atexit.register(end)
-    return here
+    return here, process
 
 
 def command_line(folder: Path) -> Cli:
@@ -91,12 +92,19 @@ def command_line(folder: Path) -> Cli:
         source, sink = os.pipe()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             job = json.dumps([str(folder), *map(str, args)]).encode()
-            socket.send_fds(parent(), [job], [source, out.fileno(), err.fileno()])
+            jobs, process = parent()
+            socket.send_fds(jobs, [job], [source, out.fileno(), err.fileno()])
             os.close(source)
             # It may end without having read all of it.
             with contextlib.suppress(BrokenPipeError), open(sink, "wb") as file:
                 file.write(stdin)
-            code = int(parent().recv(64))
+            try:
+                code = int(jobs.recv(64))
+            except TimeoutError:
+                # With the run, whose answer must not be taken for that of the next.
+                os.killpg(process.pid, signal.SIGKILL)
+                parent.cache_clear()
+                raise
             out.seek(0)
             err.seek(0)
             return Run(code, out.read().decode(), err.read().decode())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 import ironbus
@@ -157,14 +157,12 @@ def result_json(result: Result) -> dict[str, Any]:
     return told
 
 
-def main_table(results: Sequence[Result]) -> None:
-    """The table on stdout, for ``benches/``."""
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+def show(results: Sequence[Result], console: Console) -> None:
+    """Where it was measured, the table, and what the host took meanwhile."""
     console.print(machine_line(), soft_wrap=True)
     console.print(table(results))
-    console.print(stolen_line(results), soft_wrap=True)
+    if stolen := stolen_line(results):
+        console.print(stolen, soft_wrap=True)
 
 
-__all__ = ["Result", "machine", "machine_line", "main_table", "measure", "result_json", "stolen_line", "table"]
+__all__ = ["Result", "machine", "machine_line", "measure", "result_json", "show", "stolen_line", "table"]
