@@ -2,7 +2,7 @@
 //! work and nobody is idle, and go when there has been none for a while.
 //!
 //! A worker stays attached to the interpreter from event to event. It detaches to wait,
-//! and eight times a millisecond for a moment, so that the event loop wakes up within one.
+//! and four times a millisecond for a moment, so that the event loop wakes up within one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,12 +28,12 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long a worker stays attached at most, in nanoseconds. Handlers written in Python are made to
 /// let go by the interpreter, after the switch interval; this is for those that are not, and for the
 /// thread that cannot ask because it was on this one's processor.
-const HOLD: u64 = TURN / 4;
+const HOLD: u64 = TURN / 2;
 /// Letting go takes longer than this if a thread waits and is woken, in nanoseconds.
 const WAKES: u64 = 1_000;
-/// Long enough for that thread to be there before this one is back, also where its processor was
-/// asleep and is one of a virtual machine. (Some more is added by the system.)
-const PAUSE: Duration = Duration::from_micros(100);
+/// Long enough for that thread to be there before this one is back. (Half as long again is added by
+/// the system.)
+const PAUSE: Duration = Duration::from_micros(40);
 /// Threads beyond the limit that stand in for ones that wait for the bus.
 const STAND_INS: usize = 64;
 
