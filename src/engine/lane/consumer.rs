@@ -158,6 +158,7 @@ impl<O: Ops> Consumer<O> {
             return self.next_letter();
         }
         if occupied == 0 {
+            // As mostly after the last event: what follows would ask every level again.
             return None;
         }
         loop {
