@@ -144,22 +144,15 @@ impl<O: Ops> Consumer<O> {
         now: Nanos,
         is_empty: impl Fn(usize) -> bool,
     ) -> Option<Entry<O>> {
-        let occupied = (0..LEVELS).fold(0, |occupied, level| {
-            occupied | u8::from(!is_empty(level)) << level
-        });
         if self.order == Order::Lane && self.ready.is_empty() && self.holding.is_empty() {
             // Then what is first is at a head. One that was counted and is not there yet is missed
             // here, and found or awaited below.
-            if let Some(entry) = self.next_at_head(now, occupied) {
+            if let Some(entry) = self.next_at_head(now, &is_empty) {
                 return Some(entry);
             }
         }
         if self.is_parked() {
             return self.next_letter();
-        }
-        if occupied == 0 {
-            // As mostly after the last event: what follows would ask every level again.
-            return None;
         }
         loop {
             let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| {
@@ -201,7 +194,10 @@ impl<O: Ops> Consumer<O> {
 
     /// The common way: looks at the heads only where the choice depends on them.
     #[inline(always)]
-    fn next_at_head(&mut self, now: Nanos, occupied: u8) -> Option<Entry<O>> {
+    fn next_at_head(&mut self, now: Nanos, is_empty: &impl Fn(usize) -> bool) -> Option<Entry<O>> {
+        let occupied = (0..LEVELS).fold(0, |occupied, level| {
+            occupied | u8::from(!is_empty(level)) << level
+        });
         let Self { heads, starts, .. } = self;
         let level = starts.choose_lazily(occupied, || {
             let since = |level: usize| heads[level].peek().map(|entry| entry.at);
