@@ -1,9 +1,13 @@
-//! The wake-up protocol of an executor under every interleaving with two pushers: it never
-//! sleeps while something is ready, and for each sleep at most one party is told to wake it.
+//! The wake-up protocol of an executor under every interleaving with two pushers, one of which shares
+//! a lock with it and needs no other, as threads do that hold the interpreter's: it never sleeps while
+//! something is ready, and for each sleep at most one party is told to wake it.
 //!
-//! Negative control: with `Ring::arm` that does not look whether there is something, the executor
-//! sleeps for ever. With `Ring::disarm` without the lock, two wake it.
+//! Negative controls: with `Ring::arm` that does not look whether there is something, the executor
+//! sleeps for ever; so it does if it lets go of the shared lock before it arms, or if the pusher that
+//! shares the lock does not disarm. With `Ring::disarm` without the lock, two wake it.
 #![cfg(loom)]
+
+use std::collections::VecDeque;
 
 use ironbus::engine::ring::Ring;
 use loom::model::Builder;
@@ -16,6 +20,8 @@ use loom::thread;
 #[derive(Default)]
 struct Executor {
     ring: Ring<u32>,
+    /// The lock that is shared, and what its holders found ready.
+    ready: Mutex<VecDeque<u32>>,
     /// Wake-ups on their way, as an `eventfd` would carry them. Loom reports a sleep that nobody ends.
     permits: Mutex<usize>,
     woken: Condvar,
@@ -25,7 +31,20 @@ struct Executor {
 
 impl Executor {
     fn push(&self, item: u32) {
-        if self.ring.push(item) {
+        let asleep = self.ring.push(item);
+        self.wake_if(asleep);
+    }
+
+    fn push_under_lock(&self, item: u32) {
+        let mut ready = self.ready.lock().unwrap();
+        ready.push_back(item);
+        let asleep = self.ring.disarm();
+        drop(ready);
+        self.wake_if(asleep);
+    }
+
+    fn wake_if(&self, asleep: bool) {
+        if asleep {
             self.wakes.fetch_add(1, SeqCst);
             *self.permits.lock().unwrap() += 1;
             self.woken.notify_one();
@@ -36,14 +55,18 @@ impl Executor {
     fn run(&self, count: usize) -> Vec<u32> {
         let mut taken = Vec::new();
         loop {
-            while let Some(item) = self.ring.pop() {
-                taken.push(item);
+            let mut ready = self.ready.lock().unwrap();
+            if !self.ring.is_empty() {
+                self.ring.move_to(&mut ready);
             }
+            taken.extend(ready.drain(..));
             if taken.len() == count {
                 return taken;
             }
             self.arms.fetch_add(1, SeqCst);
-            if self.ring.arm() {
+            let sleeps = self.ring.arm();
+            drop(ready);
+            if sleeps {
                 let mut permits = self.permits.lock().unwrap();
                 while *permits == 0 {
                     permits = self.woken.wait(permits).unwrap();
@@ -56,23 +79,25 @@ impl Executor {
 
 #[test]
 fn no_wake_up_is_lost_and_none_is_doubled() {
+    type Push = fn(&Executor, u32);
+    let pushers: [(Push, &[u32]); 2] = [
+        (Executor::push_under_lock, &[1, 2]),
+        (Executor::push, &[11]),
+    ];
     let mut model = Builder::new();
     model.preemption_bound = Some(3);
     model.max_branches = 10_000;
-    model.check(|| {
+    model.check(move || {
         let executor = Arc::new(Executor::default());
-        let pushers: Vec<_> = [[1, 2].as_slice(), &[11]]
-            .into_iter()
-            .map(|items| {
-                let executor = executor.clone();
-                thread::spawn(move || items.iter().for_each(|item| executor.push(*item)))
-            })
-            .collect();
+        let threads = pushers.map(|(push, items)| {
+            let executor = executor.clone();
+            thread::spawn(move || items.iter().for_each(|item| push(&executor, *item)))
+        });
         let taken = executor.run(3);
-        pushers.into_iter().for_each(|p| p.join().unwrap());
-        for pusher in [[1, 2].as_slice(), &[11]] {
-            let own = taken.iter().filter(|item| pusher.contains(item));
-            assert!(own.eq(pusher), "the order of one pusher");
+        threads.into_iter().for_each(|p| p.join().unwrap());
+        for (_, pushed) in pushers {
+            let own = taken.iter().filter(|item| pushed.contains(item));
+            assert!(own.eq(pushed), "the order of one pusher");
         }
         let (arms, wakes) = (executor.arms.load(SeqCst), executor.wakes.load(SeqCst));
         assert!(wakes <= arms, "{wakes} wake-ups for {arms} sleeps");

@@ -348,7 +348,7 @@ impl<O: Ops> Bus<O> {
         }
     }
 
-    /// What follows from a turn: mostly the next entry, and nothing else.
+    /// What follows from a turn: mostly the next entry, or none, and nothing else.
     #[inline]
     pub(super) fn after(&self, lane: &Arc<Lane<O>>, turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
         match turn {
@@ -362,6 +362,12 @@ impl<O: Ops> Bus<O> {
                 entry,
                 token_wanted,
             }),
+            Turn {
+                entry: None,
+                schedule: false,
+                aside: None,
+                ..
+            } if !self.gate.is_watched() => None,
             turn => self.after_all(lane, turn, now),
         }
     }

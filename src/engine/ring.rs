@@ -1,6 +1,10 @@
 //! Lanes with work, on their way to an executor: the queue between whoever makes a
 //! lane ready and whoever runs it, and the protocol that wakes the latter exactly when
 //! he sleeps.
+//!
+//! An executor may also share a lock with some of those who make lanes ready, as event loops do with
+//! all threads that hold the interpreter's lock: these put lanes in a queue under that one, and then
+//! only [disarm](Ring::disarm). The executor looks into both, and holds that lock until it has armed.
 
 use std::collections::VecDeque;
 
@@ -38,22 +42,11 @@ impl<T> Ring<T> {
         self.take_armed()
     }
 
-    /// Takes the first.
-    pub fn pop(&self) -> Option<T> {
-        if self.is_empty() {
-            return None;
-        }
+    /// Takes all, and appends them to `others`.
+    #[cold]
+    pub fn move_to(&self, others: &mut VecDeque<T>) {
         let mut ready = lock(&self.ready);
-        let item = ready.pop_front();
-        self.length.store(ready.len(), Ordering::Relaxed);
-        item
-    }
-
-    /// Takes all, in exchange for an empty queue.
-    pub fn swap(&self, empty: &mut VecDeque<T>) {
-        debug_assert!(empty.is_empty());
-        let mut ready = lock(&self.ready);
-        std::mem::swap(&mut *ready, empty);
+        others.append(&mut ready);
         self.length.store(0, Ordering::Relaxed);
     }
 

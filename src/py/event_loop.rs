@@ -19,6 +19,7 @@ use super::cell::GilCell;
 use super::context::Base;
 use super::core::Core;
 use super::current::Running;
+use super::native;
 use super::once::intern;
 use super::ops::{PyLane, report_unless_closed, resolve};
 use super::run::Job;
@@ -37,11 +38,11 @@ pub enum Work {
 /// Async lanes, and the loop that serves them while the bus is started.
 #[derive(Default)]
 pub struct LoopSeat {
-    /// What is ready.
+    /// What threads that do not hold the interpreter's lock found ready.
     pub ring: Ring<Work>,
-    /// What was ready when the ring was last emptied, and has not had its turn: so that a turn of a
-    /// thousand lanes takes the ring's lock once. For the thread of the loop.
-    taken: GilCell<VecDeque<Work>>,
+    /// What is ready. Nearly everything is found ready by who holds the interpreter's lock anyway, and
+    /// needs no other to say so.
+    ready: GilCell<VecDeque<Work>>,
     home: Mutex<Option<Arc<Home>>>,
 }
 
@@ -74,39 +75,31 @@ impl LoopSeat {
     /// The next to be served.
     #[inline]
     pub fn next(&self, py: Python<'_>) -> Option<Work> {
-        let next = self.taken.update(py, |taken| {
-            let next = taken.pop_front();
-            if let Some(Work::Lane(after)) = taken.front() {
+        self.ready.update(py, |ready| {
+            if !self.ring.is_empty() {
+                self.ring.move_to(ready);
+            }
+            let next = ready.pop_front();
+            if let Some(Work::Lane(after)) = ready.front() {
                 after.prefetch_all();
             }
             next
-        });
-        next.or_else(|| self.take_all(py))
-    }
-
-    fn take_all(&self, py: Python<'_>) -> Option<Work> {
-        if self.ring.is_empty() {
-            return None;
-        }
-        self.taken.update(py, |taken| {
-            self.ring.swap(taken);
-            taken.pop_front()
         })
     }
 
     /// Whether there is more to be served, at a glance.
     #[inline]
     pub fn has_more(&self, py: Python<'_>) -> bool {
-        !self.ring.is_empty() || self.taken.read(py, |taken| !taken.is_empty())
+        !self.ring.is_empty() || self.ready.read(py, |ready| !ready.is_empty())
     }
 
     /// No slot is about to serve. False: there is something to do, or somebody is on the way to wake one.
     #[must_use]
     pub fn arm(&self, py: Python<'_>) -> bool {
-        self.taken.read(py, VecDeque::is_empty) && self.ring.arm()
+        self.ready.read(py, VecDeque::is_empty) && self.ring.arm()
     }
 
-    /// Puts the lane in the ring, and wakes a slot if none is awake.
+    /// Puts the lane in line, and wakes a slot if none is awake.
     pub fn schedule(self: &Arc<Self>, lane: PyLane) {
         self.push(Work::Lane(lane));
     }
@@ -117,7 +110,12 @@ impl LoopSeat {
     }
 
     fn push(self: &Arc<Self>, work: Work) {
-        if self.ring.push(work) {
+        let asleep = native::if_attached(work, |py, work| {
+            self.ready.update(py, |ready| ready.push_back(work));
+            self.ring.disarm()
+        })
+        .unwrap_or_else(|work| self.ring.push(work));
+        if asleep {
             Python::attach(|py| self.wake(py));
         }
     }

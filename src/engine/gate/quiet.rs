@@ -37,11 +37,17 @@ impl<O: Ops> Gate<O> {
     /// To be called after a handler's end in a lane that starts nothing more for now.
     #[inline]
     pub fn after_settlement(&self, effects: &mut Effects<O>) {
-        // Either a drainer sees that the handler has ended, or this sees the drainer: who comes second
-        // gets the lane's lock from the first.
-        if self.draining.load(Ordering::Relaxed) > 0 {
+        if self.is_watched() {
             self.notice_quiet(&mut lock(&self.state), effects);
         }
+    }
+
+    /// Whether somebody waits for it to be calm.
+    #[inline]
+    pub fn is_watched(&self) -> bool {
+        // After a handler's end: either a drainer sees that the handler has ended, or this sees the
+        // drainer; who comes second gets the lane's lock from the first.
+        self.draining.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn notice_quiet(&self, state: &mut State<O>, effects: &mut Effects<O>) {

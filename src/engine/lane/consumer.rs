@@ -137,17 +137,13 @@ impl<O: Ops> Consumer<O> {
         Some((*rank, entry.at))
     }
 
-    /// The next to start.
+    /// The next to start, of the levels that were `occupied` at the last look, a bit for each.
     #[inline]
-    pub(super) fn next(
-        &mut self,
-        now: Nanos,
-        is_empty: impl Fn(usize) -> bool,
-    ) -> Option<Entry<O>> {
+    pub(super) fn next(&mut self, now: Nanos, occupied: u8) -> Option<Entry<O>> {
         if self.order == Order::Lane && self.ready.is_empty() && self.holding.is_empty() {
             // Then what is first is at a head. One that was counted and is not there yet is missed
             // here, and found or awaited below.
-            if let Some(entry) = self.next_at_head(now, &is_empty) {
+            if let Some(entry) = self.next_at_head(now, occupied) {
                 return Some(entry);
             }
         }
@@ -156,7 +152,7 @@ impl<O: Ops> Consumer<O> {
         }
         loop {
             let since: [Option<Nanos>; LEVELS] = std::array::from_fn(|level| {
-                if is_empty(level) {
+                if occupied & 1 << level == 0 {
                     return None;
                 }
                 self.since(level)
@@ -194,10 +190,7 @@ impl<O: Ops> Consumer<O> {
 
     /// The common way: looks at the heads only where the choice depends on them.
     #[inline(always)]
-    fn next_at_head(&mut self, now: Nanos, is_empty: &impl Fn(usize) -> bool) -> Option<Entry<O>> {
-        let occupied = (0..LEVELS).fold(0, |occupied, level| {
-            occupied | u8::from(!is_empty(level)) << level
-        });
+    fn next_at_head(&mut self, now: Nanos, occupied: u8) -> Option<Entry<O>> {
         let Self { heads, starts, .. } = self;
         let level = starts.choose_lazily(occupied, || {
             let since = |level: usize| heads[level].peek().map(|entry| entry.at);
@@ -293,12 +286,16 @@ impl<O: Ops> Consumer<O> {
         self.ask_at = until.unwrap_or(NEVER);
     }
 
+    pub(super) fn ask_again(&mut self) {
+        self.ask_at = NEVER;
+        self.barred &= !REFUSED;
+    }
+
     /// Somebody comes by: takes away what bars the lane until now.
     pub(super) fn tick(&mut self, now: Nanos) {
         self.armed = NEVER;
         if self.ask_at <= now {
-            self.ask_at = NEVER;
-            self.barred &= !REFUSED;
+            self.ask_again();
         }
         if self.unpark_at <= now {
             self.unpark();

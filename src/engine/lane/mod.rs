@@ -216,6 +216,14 @@ impl<O: Ops> Lane<O> {
         level.entered.load(Ordering::Acquire).wrapping_sub(left) as usize
     }
 
+    /// The levels that are not empty, a bit for each.
+    #[inline]
+    fn occupied(&self) -> u8 {
+        (0..LEVELS).fold(0, |occupied, level| {
+            occupied | u8::from(self.depth_at(level) != 0) << level
+        })
+    }
+
     /// Counts an event that leaves a level, or (-1) comes back. Under the consumer's lock.
     #[inline]
     fn leaves(&self, level: Priority, change: i32) {
@@ -441,7 +449,9 @@ impl<O: Ops> Lane<O> {
     /// Lets the lane ask its breaker again. Returns whether to schedule it.
     #[must_use]
     fn ask_again(&self) -> bool {
-        self.bar(REFUSED, false)
+        let mut consumer = lock(&self.consumer);
+        consumer.ask_again();
+        self.look(&mut consumer)
     }
 
     fn is_refused(&self) -> bool {
@@ -522,12 +532,16 @@ impl<O: Ops> Lane<O> {
     /// Takes the next entry if wanted and possible, and says in which state the lane is left.
     #[inline]
     fn turn(&self, consumer: &mut Consumer<O>, take: bool, now: Nanos) -> Turn<O> {
+        let occupied = self.occupied();
+        if occupied == 0 && consumer.barred == 0 && !self.backed {
+            return self.end(consumer);
+        }
         let mut aside = None;
         if consumer.holding.next() <= now {
             consumer.ripen(now);
         }
         let entry = if take {
-            self.start(consumer, now, &mut aside)
+            self.start(consumer, occupied, now, &mut aside)
         } else {
             None
         };
@@ -552,6 +566,20 @@ impl<O: Ops> Lane<O> {
             schedule,
             room_wanted,
             aside,
+        }
+    }
+
+    /// A turn in which nothing is left, of a lane that nothing bars: most often, where many lanes have an
+    /// event each.
+    #[inline]
+    fn end(&self, consumer: &mut Consumer<O>) -> Turn<O> {
+        debug_assert!(consumer.holding.is_empty() && consumer.arm().is_none());
+        Turn {
+            entry: None,
+            token_wanted: false,
+            schedule: std::mem::take(&mut consumer.attended) && self.leave_idle(consumer),
+            room_wanted: false,
+            aside: None,
         }
     }
 
@@ -589,6 +617,7 @@ impl<O: Ops> Lane<O> {
     fn start(
         &self,
         consumer: &mut Consumer<O>,
+        occupied: u8,
         now: Nanos,
         aside: &mut Option<Box<Aside<O>>>,
     ) -> Option<Entry<O>> {
@@ -599,7 +628,7 @@ impl<O: Ops> Lane<O> {
             None => None,
             Some(guard) => Some(self.ask(guard, consumer, now, aside)?),
         };
-        let Some(mut entry) = consumer.next(now, |level| self.depth_at(level) == 0) else {
+        let Some(mut entry) = consumer.next(now, occupied) else {
             if permit.is_some() {
                 aside.get_or_insert_default().unused = permit;
             }
@@ -660,9 +689,12 @@ impl<O: Ops> Lane<O> {
         if self.has_work(consumer) {
             return std::mem::take(&mut consumer.attended) || self.signal();
         }
-        if !std::mem::take(&mut consumer.attended) {
-            return false;
-        }
+        std::mem::take(&mut consumer.attended) && self.leave_idle(consumer)
+    }
+
+    /// Leaves a lane that has no work to the next push. True: that has come already; schedule it.
+    #[inline]
+    fn leave_idle(&self, consumer: &mut Consumer<O>) -> bool {
         // Never by a plain store: that would hide the `signal` of a push that came just before it from
         // the look after it.
         self.state.swap(IDLE, Ordering::AcqRel);

@@ -79,7 +79,7 @@ impl<O: Ops> Lane<O> {
     /// for its time, is gone without a trace. None: nothing waits.
     pub fn lose(&self, now: Nanos) -> Option<Entry<O>> {
         let mut consumer = lock(&self.consumer);
-        let next = consumer.next(now, |level| self.depth_at(level) == 0);
+        let next = consumer.next(now, self.occupied());
         let entry = match next {
             Some(entry) => {
                 if consumer.barred & POPPING == 0 {
