@@ -349,7 +349,7 @@ impl<O: Ops> Bus<O> {
     }
 
     /// What follows from a turn: mostly the next entry, or none, and nothing else.
-    #[inline]
+    #[inline(always)]
     pub(super) fn after(&self, lane: &Arc<Lane<O>>, turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
         match turn {
             Turn {
@@ -372,6 +372,7 @@ impl<O: Ops> Bus<O> {
         }
     }
 
+    #[inline(never)]
     fn after_all(&self, lane: &Arc<Lane<O>>, mut turn: Turn<O>, now: Nanos) -> Option<Next<O>> {
         // Entries that end without a call, one after the other, but not for ever.
         let mut left = UNHEARD_IN_A_ROW;

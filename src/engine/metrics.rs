@@ -26,8 +26,8 @@ struct Older {
 
 /// With their length, half a line of the cache.
 const RECENT: usize = 15;
-/// So many at least are counted together.
-const TOGETHER: usize = 16 * RECENT;
+/// So many at least are counted together, of a lane that is as busy as that.
+const TOGETHER: usize = 64 * RECENT;
 
 /// Nanoseconds as a floating point number of eight significant bits, the others cut off. That is just
 /// what tells one bucket of a histogram of two digits from the next: nothing is lost.
@@ -144,7 +144,7 @@ impl Older {
         let mut histogram = Histogram::new(2).expect("two digits are within hdrhistogram's range");
         histogram.auto(true);
         Box::new(Self {
-            uncounted: Vec::with_capacity(TOGETHER + RECENT),
+            uncounted: Vec::new(),
             histogram,
         })
     }
