@@ -307,10 +307,16 @@ impl<O: Ops> Consumer<O> {
         self.barred &= !PARKED;
     }
 
-    /// When somebody must come by, if that is earlier than somebody does.
+    /// When somebody must come by.
+    #[inline]
+    pub(super) fn due(&self) -> Nanos {
+        self.holding.next().min(self.ask_at).min(self.unpark_at)
+    }
+
+    /// The same, if that is earlier than somebody does.
     #[inline]
     pub(super) fn arm(&mut self) -> Option<Nanos> {
-        let due = self.holding.next().min(self.ask_at).min(self.unpark_at);
+        let due = self.due();
         if due >= self.armed {
             return None;
         }

@@ -534,7 +534,7 @@ impl<O: Ops> Lane<O> {
     fn turn(&self, consumer: &mut Consumer<O>, take: bool, now: Nanos) -> Turn<O> {
         let occupied = self.occupied();
         if occupied == 0 && consumer.barred == 0 && !self.backed {
-            return self.end(consumer);
+            return self.nothing_left(consumer);
         }
         let mut aside = None;
         if consumer.holding.next() <= now {
@@ -572,8 +572,8 @@ impl<O: Ops> Lane<O> {
     /// A turn in which nothing is left, of a lane that nothing bars: most often, where many lanes have an
     /// event each.
     #[inline]
-    fn end(&self, consumer: &mut Consumer<O>) -> Turn<O> {
-        debug_assert!(consumer.holding.is_empty() && consumer.arm().is_none());
+    fn nothing_left(&self, consumer: &mut Consumer<O>) -> Turn<O> {
+        debug_assert_eq!(consumer.due(), holding::NEVER);
         Turn {
             entry: None,
             token_wanted: false,
