@@ -15,17 +15,49 @@ use super::sync::{
     atomic::{AtomicPtr, AtomicUsize, Ordering},
 };
 
-/// Few, because a queue that is never long still goes through all the slots of its segments: with
-/// words in them, a segment is two lines of the cache.
+/// With words in them, a segment is two lines of the cache.
 #[cfg(not(loom))]
-const SLOTS: usize = 14;
+const SLOTS: usize = 13;
 #[cfg(loom)]
 const SLOTS: usize = 2;
 
+/// How far a segment is used, as a word: the round in which it is used, above the slots that were used in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Mark(usize);
+
+impl Mark {
+    const START: Self = Self(0);
+    const SLOT_BITS: u32 = 8;
+
+    const fn slot(self) -> usize {
+        self.0 & ((1 << Self::SLOT_BITS) - 1)
+    }
+
+    const fn round(self) -> usize {
+        self.0 >> Self::SLOT_BITS
+    }
+
+    /// One more slot.
+    const fn further(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The start of the next round. Rounds come around, long after both ends have seen the one before.
+    const fn anew(self) -> Self {
+        Self::of_round(self.round().wrapping_add(1))
+    }
+
+    const fn of_round(round: usize) -> Self {
+        Self(round << Self::SLOT_BITS)
+    }
+}
+
 #[repr(C)] // What every push and pop looks at, beside the first slots.
 struct Segment<T> {
-    /// How many slots are written. Released by the producer, acquired by the consumer.
-    filled: AtomicUsize,
+    /// The [`Mark`] up to which slots are written. Released by the producer, acquired by the consumer.
+    written: AtomicUsize,
+    /// The one up to which they are taken. Released by the consumer, acquired by the producer.
+    taken: AtomicUsize,
     next: AtomicPtr<Segment<T>>,
     slots: [UnsafeCell<MaybeUninit<T>>; SLOTS],
 }
@@ -34,16 +66,27 @@ impl<T> Segment<T> {
     fn boxed() -> *mut Self {
         Box::into_raw(Box::new(Self {
             slots: std::array::from_fn(|_| UnsafeCell::new(MaybeUninit::uninit())),
-            filled: AtomicUsize::new(0),
+            written: AtomicUsize::new(Mark::START.0),
+            taken: AtomicUsize::new(Mark::START.0),
             next: AtomicPtr::new(ptr::null_mut()),
         }))
+    }
+
+    #[inline]
+    fn written(&self) -> Mark {
+        Mark(self.written.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn taken(&self) -> Mark {
+        Mark(self.taken.load(Ordering::Acquire))
     }
 }
 
 /// A place in the chain of segments. Null until the first push.
 struct Cursor<T> {
     segment: *mut Segment<T>,
-    slot: usize,
+    mark: Mark,
 }
 
 struct Chain<T> {
@@ -100,7 +143,7 @@ impl<T> Cursor<T> {
     const fn start() -> Self {
         Self {
             segment: ptr::null_mut(),
-            slot: 0,
+            mark: Mark::START,
         }
     }
 }
@@ -109,19 +152,33 @@ impl<T> Tail<T> {
     /// Appends a value.
     #[inline]
     pub fn push(&mut self, value: T) {
-        if self.cursor.segment.is_null() || self.cursor.slot == SLOTS {
-            self.grow();
-        }
-        let slot = self.cursor.slot;
-        // SAFETY: the segment lives until the consumer has read all its slots, and the
-        // one at `slot` is not yet `filled`, so the consumer does not look at it.
+        self.make_room();
+        let slot = self.cursor.mark.slot();
+        // SAFETY: the segment lives until the consumer has taken all of its last round.
         let segment = unsafe { &*self.cursor.segment };
         segment.slots[slot].with_mut(|slot| {
-            // SAFETY: as just said, nobody else looks at this slot now.
+            // SAFETY: the one at `slot` is not `written` in this round, and was taken in the one
+            // before, so the consumer does not look at it.
             unsafe { (*slot).write(value) };
         });
-        self.cursor.slot = slot + 1;
-        segment.filled.store(slot + 1, Ordering::Release);
+        self.cursor.mark = self.cursor.mark.further();
+        segment.written.store(self.cursor.mark.0, Ordering::Release);
+    }
+
+    /// Sees to it that the slot at the cursor can be written. An empty queue begins its segment anew:
+    /// one that is never long then uses the same line of the cache again and again.
+    #[inline]
+    fn make_room(&mut self) {
+        let Cursor { segment, mark } = self.cursor;
+        if segment.is_null() {
+            return self.grow();
+        }
+        // SAFETY: the producer is in the segment, so the consumer does not free it.
+        if unsafe { &*segment }.taken() == mark {
+            self.cursor.mark = mark.anew();
+        } else if mark.slot() == SLOTS {
+            self.grow();
+        }
     }
 
     #[cold]
@@ -141,7 +198,10 @@ impl<T> Tail<T> {
                 .next
                 .store(segment, Ordering::Release);
         }
-        self.cursor = Cursor { segment, slot: 0 };
+        self.cursor = Cursor {
+            segment,
+            mark: Mark::START,
+        };
     }
 }
 
@@ -150,19 +210,22 @@ impl<T> Head<T> {
     #[inline]
     pub fn peek(&mut self) -> Option<&T> {
         let segment = self.readable()?;
+        let slot = self.cursor.mark.slot();
         // SAFETY: `readable` says that the slot is written and not yet taken; the reference
         // borrows `self` mutably, so nothing can pop it meanwhile.
-        Some(segment.slots[self.cursor.slot].with(|slot| unsafe { (*slot).assume_init_ref() }))
+        Some(segment.slots[slot].with(|slot| unsafe { (*slot).assume_init_ref() }))
     }
 
     /// Takes the oldest value.
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         let segment = self.readable()?;
-        let slot = self.cursor.slot;
-        self.cursor.slot = slot + 1;
+        let slot = self.cursor.mark.slot();
+        self.cursor.mark = self.cursor.mark.further();
         // SAFETY: the slot is written, and the cursor has moved past it, so it is read once.
-        Some(segment.slots[slot].with(|slot| unsafe { (*slot).assume_init_read() }))
+        let value = segment.slots[slot].with(|slot| unsafe { (*slot).assume_init_read() });
+        segment.taken.store(self.cursor.mark.0, Ordering::Release);
+        Some(value)
     }
 
     /// The segment whose slot at the cursor is written, if there is one.
@@ -174,41 +237,54 @@ impl<T> Head<T> {
                 return None;
             }
         }
-        if self.cursor.slot == SLOTS && !self.advance() {
-            return None;
-        }
         // SAFETY: only this consumer frees segments, and only ones that the cursor has left.
-        let segment = unsafe { &*self.cursor.segment };
-        (self.cursor.slot < segment.filled.load(Ordering::Acquire)).then_some(segment)
+        let mut written = unsafe { &*self.cursor.segment }.written();
+        if written == self.cursor.mark {
+            if self.cursor.mark.slot() < SLOTS {
+                return None;
+            }
+            written = self.advance()?;
+        }
+        if written.round() != self.cursor.mark.round() {
+            self.cursor.mark = Mark::of_round(written.round());
+        }
+        // SAFETY: as above.
+        Some(unsafe { &*self.cursor.segment })
     }
 
+    /// From a full segment that is taken, to the next. Returns how far the one is written in which
+    /// the cursor is then, if there is something to take.
     #[cold]
-    fn advance(&mut self) -> bool {
+    fn advance(&mut self) -> Option<Mark> {
         // SAFETY: as in `readable`.
-        let next = unsafe { &*self.cursor.segment }
-            .next
-            .load(Ordering::Acquire);
+        let full = unsafe { &*self.cursor.segment };
+        let next = full.next.load(Ordering::Acquire);
         if next.is_null() {
-            return false;
+            return None;
         }
+        // Only now: since the look before, it may have been begun anew, filled again and left.
+        let written = full.written();
+        if written != self.cursor.mark {
+            return Some(written);
+        }
+        // The producer has left the segment (it set `next`), all its values are read, and the
+        // cursor moves on: nobody else has a reference.
+        full.written.store(Mark::START.0, Ordering::Relaxed);
+        full.taken.store(Mark::START.0, Ordering::Relaxed);
+        full.next.store(ptr::null_mut(), Ordering::Relaxed);
         let next = Cursor {
             segment: next,
-            slot: 0,
+            mark: Mark::START,
         };
         let emptied = std::mem::replace(&mut self.cursor, next).segment;
-        {
-            // SAFETY: the producer has left the segment (it set `next`), all its values are
-            // read, and the cursor has moved on: nobody else has a reference.
-            let emptied = unsafe { &*emptied };
-            emptied.filled.store(0, Ordering::Relaxed);
-            emptied.next.store(ptr::null_mut(), Ordering::Relaxed);
-        }
         let replaced = self.chain.spare.swap(emptied, Ordering::AcqRel);
         if !replaced.is_null() {
             // SAFETY: a spare belongs to whoever swaps it out; it holds no values.
             drop(unsafe { Box::from_raw(replaced) });
         }
-        true
+        // SAFETY: as in `readable`.
+        let written = unsafe { &*self.cursor.segment }.written();
+        (written != Mark::START).then_some(written)
     }
 }
 
@@ -224,24 +300,29 @@ impl<T> Drop for Head<T> {
 
 impl<T> Drop for Chain<T> {
     fn drop(&mut self) {
-        let (mut segment, mut slot) = self.left.with_mut(|left| {
+        let (mut segment, left) = self.left.with_mut(|left| {
             // SAFETY: `&mut self`: both ends are gone.
             let left = unsafe { &*left };
-            (left.segment, left.slot)
+            (left.segment, left.mark)
         });
         if segment.is_null() {
             segment = self.first.load(Ordering::Acquire);
         }
+        let mut taken = left;
         while !segment.is_null() {
             // SAFETY: both ends are gone; every segment in the chain was made by `boxed` and is
             // reached once.
             let owned = unsafe { Box::from_raw(segment) };
-            let filled = owned.filled.load(Ordering::Acquire);
-            for written in &owned.slots[slot.min(filled)..filled] {
-                // SAFETY: slots from the cursor up to `filled` are written and not yet read.
-                written.with_mut(|value| unsafe { (*value).assume_init_drop() });
+            let written = owned.written();
+            let first = match taken.round() == written.round() {
+                true => taken.slot(),
+                false => 0,
+            };
+            for value in &owned.slots[first..written.slot()] {
+                // SAFETY: slots from the cursor up to what is `written` are not yet read.
+                value.with_mut(|value| unsafe { (*value).assume_init_drop() });
             }
-            slot = 0;
+            taken = Mark::START;
             segment = owned.next.load(Ordering::Acquire);
         }
         let spare = self.spare.load(Ordering::Acquire);
