@@ -34,21 +34,22 @@ pub(super) struct Consumer<O: Ops> {
     pub(super) attended: bool,
     pub(super) order: Order,
     holds: Holds,
-    /// When to ask the breaker again, and when to look for room for the dead.
-    ask_at: Nanos,
-    pub(super) unpark_at: Nanos,
-    /// When somebody comes by.
-    armed: Nanos,
-    starts: Starts,
+    pub(super) heads: [Head<Entry<O>>; LEVELS],
     /// What is not in the queues.
     pub(super) ready: Ready<O>,
-    pub(super) heads: [Head<Entry<O>>; LEVELS],
-    pub(super) tally: Tally,
+    /// When somebody comes by.
+    armed: Nanos,
+    pub(super) holding: Holding<O>,
+    starts: Starts,
     pub(super) wait: Latencies,
     pub(super) work: Latencies,
-    pub(super) holding: Holding<O>,
-    pub(super) keys: Keys<O>,
+    pub(super) tally: Tally,
+    /// When to ask the breaker again, and when to look for room for the dead: of a lane that is refused or
+    /// parked.
+    ask_at: Nanos,
+    pub(super) unpark_at: Nanos,
     pub(super) retries: u64,
+    pub(super) keys: Keys<O>,
 }
 
 /// Where an entry goes that leaves the lane's hand before it is settled, and whose token was to be worked out.
@@ -67,6 +68,9 @@ pub(super) fn rank<O: Ops>(entry: &mut Entry<O>) -> Rank {
 }
 
 impl<O: Ops> Consumer<O> {
+    /// So many lines of the cache have what every event needs.
+    pub(super) const LINES: usize = 4;
+
     pub(super) fn new(heads: [Head<Entry<O>>; LEVELS], order: Order, holds: Holds) -> Self {
         Self {
             heads,
@@ -310,7 +314,12 @@ impl<O: Ops> Consumer<O> {
     /// When somebody must come by.
     #[inline]
     pub(super) fn due(&self) -> Nanos {
-        self.holding.next().min(self.ask_at).min(self.unpark_at)
+        let due = self.holding.next();
+        if self.barred & (REFUSED | PARKED) == 0 {
+            debug_assert_eq!(self.ask_at.min(self.unpark_at), NEVER);
+            return due;
+        }
+        due.min(self.ask_at).min(self.unpark_at)
     }
 
     /// The same, if that is earlier than somebody does.

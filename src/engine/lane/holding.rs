@@ -13,11 +13,16 @@ use crate::engine::priority::Priority;
 /// No time at all.
 pub(super) const NEVER: Nanos = Nanos::MAX;
 
-/// See the module.
-#[repr(C)] // When the first is due, and then mostly nothing more.
+/// See the module. In most lanes nothing ever waits for a time.
+#[repr(C)]
 pub(super) struct Holding<O: Ops> {
     /// When the first is due.
     next: Nanos,
+    /// Made with the first.
+    held: Option<Box<All<O>>>,
+}
+
+struct All<O: Ops> {
     /// By time and sequence, and in the order of coming where both are equal.
     waiting: BTreeMap<(Nanos, u64, u64), Held<O>>,
     /// How many hold their level back.
@@ -50,8 +55,16 @@ pub(super) enum Kind {
 impl<O: Ops> Default for Holding<O> {
     fn default() -> Self {
         Self {
-            waiting: BTreeMap::new(),
             next: NEVER,
+            held: None,
+        }
+    }
+}
+
+impl<O: Ops> Default for All<O> {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
             levels: [0; LEVELS],
             counts: [0; LEVELS],
             retries: 0,
@@ -76,34 +89,31 @@ impl<O: Ops> Holding<O> {
     /// Whether the level is held back.
     #[inline]
     pub(super) fn holds(&self, level: usize) -> bool {
-        self.levels[level] > 0
+        self.held.as_ref().is_some_and(|all| all.levels[level] > 0)
     }
 
     /// How many of a level wait for their time.
     pub(super) fn count(&self, level: usize) -> usize {
-        self.counts[level]
+        self.held.as_ref().map_or(0, |all| all.counts[level])
     }
 
     /// Whether a letter that is delivered again waits for its next attempt in its place on this level.
     pub(super) fn holds_letter(&self, level: Priority) -> bool {
-        self.waiting.values().any(|held| {
+        self.all().any(|held| {
             held.kind != Kind::Free && held.entry.level == level && held.entry.letter().is_some()
         })
     }
 
     /// How many wait for a retry, and how many for their time.
     pub(super) fn counts(&self) -> (usize, usize) {
-        (self.retries, self.waiting.len() - self.retries)
+        self.held
+            .as_ref()
+            .map_or((0, 0), |all| (all.retries, all.waiting.len() - all.retries))
     }
 
     pub(super) fn add(&mut self, due: Nanos, entry: Entry<O>, kind: Kind) {
-        self.levels[entry.level.index()] += usize::from(kind == Kind::Level);
-        self.counts[entry.level.index()] += 1;
-        self.retries += usize::from(kind != Kind::Delayed);
-        self.came += 1;
         self.next = self.next.min(due);
-        self.waiting
-            .insert((due, entry.sequence, self.came), Held { entry, kind });
+        self.held.get_or_insert_default().add(due, entry, kind);
     }
 
     /// The next whose time has come, and its rank.
@@ -111,8 +121,9 @@ impl<O: Ops> Holding<O> {
         if self.next > now {
             return None;
         }
-        let ((due, sequence, _), held) = self.waiting.pop_first()?;
-        self.let_go(&held);
+        let all = self.held.as_mut()?;
+        let ((due, sequence, _), held) = all.waiting.pop_first()?;
+        self.next = all.let_go(&held);
         let rank = match held.kind {
             Kind::Delayed | Kind::Free => Rank::Due(due, sequence),
             Kind::Level | Kind::Place => Rank::Begun(sequence),
@@ -122,33 +133,50 @@ impl<O: Ops> Holding<O> {
 
     /// Lets go of the first of a level that was never started.
     pub(super) fn evict(&mut self, level: Priority) -> Option<Entry<O>> {
-        let mut of_level = self
+        let all = self.held.as_mut()?;
+        let mut of_level = all
             .waiting
             .iter()
             .filter(|(_, held)| held.kind == Kind::Delayed && held.entry.level == level);
         let at = *of_level.next()?.0;
-        let held = self.waiting.remove(&at)?;
-        self.let_go(&held);
+        let held = all.waiting.remove(&at)?;
+        self.next = all.let_go(&held);
         Some(held.entry)
     }
 
-    fn let_go(&mut self, held: &Held<O>) {
-        self.levels[held.entry.level.index()] -= usize::from(held.kind == Kind::Level);
-        self.counts[held.entry.level.index()] -= 1;
-        self.retries -= usize::from(held.kind != Kind::Delayed);
-        let first = self.waiting.first_key_value();
-        self.next = first.map_or(NEVER, |((due, ..), _)| *due);
+    fn all(&self) -> impl Iterator<Item = &Held<O>> {
+        self.held.iter().flat_map(|all| all.waiting.values())
     }
 
     /// Those that wait for a retry.
     pub(super) fn retries(&self) -> impl Iterator<Item = &Entry<O>> {
-        let retries = self.waiting.values();
-        let retries = retries.filter(|held| held.kind != Kind::Delayed);
+        let retries = self.all().filter(|held| held.kind != Kind::Delayed);
         retries.map(|held| &held.entry)
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Entry<O>> + use<O> {
-        let all = std::mem::take(self).waiting;
-        all.into_values().map(|held| held.entry)
+        let all = std::mem::take(self).held;
+        let all = all.into_iter().flat_map(|all| all.waiting.into_values());
+        all.map(|held| held.entry)
+    }
+}
+
+impl<O: Ops> All<O> {
+    fn add(&mut self, due: Nanos, entry: Entry<O>, kind: Kind) {
+        self.levels[entry.level.index()] += usize::from(kind == Kind::Level);
+        self.counts[entry.level.index()] += 1;
+        self.retries += usize::from(kind != Kind::Delayed);
+        self.came += 1;
+        self.waiting
+            .insert((due, entry.sequence, self.came), Held { entry, kind });
+    }
+
+    /// One has been taken out. Returns when the first of the others is due.
+    fn let_go(&mut self, held: &Held<O>) -> Nanos {
+        self.levels[held.entry.level.index()] -= usize::from(held.kind == Kind::Level);
+        self.counts[held.entry.level.index()] -= 1;
+        self.retries -= usize::from(held.kind != Kind::Delayed);
+        let first = self.waiting.first_key_value();
+        first.map_or(NEVER, |((due, ..), _)| *due)
     }
 }

@@ -99,7 +99,11 @@ const IDLE: u8 = 0;
 const AWAKE: u8 = 1;
 
 /// See the module.
-#[repr(C)] // In the order of use: of a thousand lanes in turn, the cache holds none.
+///
+/// Of a thousand lanes in turn, the cache holds none. So what every event needs lies in as few lines of it as
+/// can be: the counts, then the beginning of the handler, then from the end of the options to the middle of
+/// the consumer.
+#[repr(C)]
 pub struct Lane<O: Ops> {
     state: AtomicU8,
     /// Whether it has a backing: most have none, and this lies at hand.
@@ -108,15 +112,17 @@ pub struct Lane<O: Ops> {
     levels: [Level; LEVELS],
     /// Its place at the gate.
     pub(super) slot: usize,
-    seat: Arc<O::Seat>,
+    guard: Option<Box<Guard<O>>>,
     /// What the executor needs to run it.
     pub handler: O::Handler,
-    consumer: Mutex<Consumer<O>>,
     /// What it was told.
     pub options: LaneOptions,
-    guard: Option<Guard<O>>,
+    seat: Arc<O::Seat>,
+    /// Publishers that wait for room, by level. Written under the gate.
+    waiting: [AtomicU32; LEVELS],
     /// Its number.
     pub id: LaneId,
+    consumer: Mutex<Consumer<O>>,
     /// Of a durable lane: how many of each level are set aside. Written under the consumer's lock.
     aside: [AtomicU32; LEVELS],
 }
@@ -129,8 +135,6 @@ struct Level {
     /// What left, less what came back: written under the consumer's lock. The two are apart so
     /// that neither side needs a locked instruction.
     left: AtomicU32,
-    /// Publishers that wait for room. Written under the gate.
-    waiting: AtomicU32,
 }
 
 /// The pushing ends of a lane's levels. The gate owns them.
@@ -156,11 +160,12 @@ impl<O: Ops> Lane<O> {
             levels: Default::default(),
             slot,
             seat,
-            guard: options.breaker.as_ref().map(Guard::new),
-            options,
-            consumer: Mutex::new(consumer),
+            guard: options.breaker.as_ref().map(Guard::new).map(Box::new),
             handler,
+            options,
+            waiting: Default::default(),
             id,
+            consumer: Mutex::new(consumer),
             aside: Default::default(),
         };
         (lane, tails.try_into().ok().expect(four))
@@ -178,18 +183,16 @@ impl<O: Ops> Lane<O> {
     /// For who will push to the lane soon.
     #[inline]
     pub fn prefetch(&self) {
-        prefetch(self, 2);
-        prefetch(&self.options, 1);
+        prefetch(self, 1);
+        prefetch(&self.seat, 1);
     }
 
     /// For who will run the lane soon.
     #[inline]
     pub fn prefetch_all(&self) {
         self.prefetch();
-        prefetch(&self.options, 2);
-        prefetch(&self.handler, 2);
-        // What is used of it lies in front.
-        prefetch(&self.consumer, 5);
+        prefetch(&self.guard, 1);
+        prefetch(&self.consumer, Consumer::<O>::LINES);
     }
 
     /// Where the lane is run.
@@ -279,20 +282,18 @@ impl<O: Ops> Lane<O> {
     /// enough to go by: whoever took an event before had to let go of the lock before, and whoever
     /// takes one later sees the waiter.
     pub(super) fn await_room(&self, level: Priority) {
-        let waiting = &self.levels[level.index()].waiting;
-        waiting.fetch_add(1, Ordering::Relaxed);
+        self.waiting[level.index()].fetch_add(1, Ordering::Relaxed);
         drop(lock(&self.consumer));
     }
 
     /// Whether publishers wait for room.
     pub(super) fn is_awaited(&self, level: Priority) -> bool {
-        self.levels[level.index()].waiting.load(Ordering::Relaxed) > 0
+        self.waiting[level.index()].load(Ordering::Relaxed) > 0
     }
 
     /// For the gate: a publisher waits no more.
     pub(super) fn awaits_no_more(&self, level: Priority) {
-        let waiting = &self.levels[level.index()].waiting;
-        waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting[level.index()].fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Nothing queued and nothing running. Exact only while nothing can be pushed.

@@ -56,8 +56,20 @@ pub enum Letters {
 
 /// What a lane is told when it is made.
 #[derive(Clone)]
-#[repr(C)] // What every event is asked about first.
+#[repr(C)] // What every event is asked about last: see `Lane`.
 pub struct LaneOptions {
+    /// For people and reports.
+    pub name: Box<str>,
+    /// What remembers its deliveries beyond the process, of a durable lane.
+    pub backing: Option<std::sync::Arc<dyn Backing>>,
+    /// Whether and when a failed run is repeated; none: never.
+    pub retry: Option<RetryPolicy>,
+    /// What pauses the lane when its handler fails again and again. Others may share it.
+    pub breaker: Option<std::sync::Arc<Breaker>>,
+    /// What waits while an event waits for its next attempt.
+    pub holds: Holds,
+    /// What is kept of deliveries that fail for good.
+    pub letters: Letters,
     /// Queued events per level, those included that wait for a time.
     pub bound: usize,
     /// Handlers that may run at once.
@@ -70,18 +82,6 @@ pub struct LaneOptions {
     pub passive: bool,
     /// It gets events when they are accepted, whatever times their publishers have set.
     pub untimed: bool,
-    /// What remembers its deliveries beyond the process, of a durable lane.
-    pub backing: Option<std::sync::Arc<dyn Backing>>,
-    /// For people and reports.
-    pub name: Box<str>,
-    /// Whether and when a failed run is repeated; none: never.
-    pub retry: Option<RetryPolicy>,
-    /// What waits meanwhile.
-    pub holds: Holds,
-    /// What pauses the lane when its handler fails again and again. Others may share it.
-    pub breaker: Option<std::sync::Arc<Breaker>>,
-    /// What is kept of deliveries that fail for good.
-    pub letters: Letters,
 }
 
 impl LaneOptions {
