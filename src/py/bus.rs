@@ -299,7 +299,7 @@ impl Bus {
             durability,
         );
         let receipt = publisher::publish_sync(py, slf.get().core()?, event, data, &options)?;
-        native::make(py, receipt)
+        native::make(py, || receipt)
     }
 
     #[pyo3(signature = (events, /, *, priority=None, key=None, headers=None, delay=None, expires_in=None, durability=None))]

@@ -7,7 +7,7 @@
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyInt, PyList, PyTuple};
 
 use super::cell::GilCell;
 use super::clock::{monotonic_ns, wall_at};
@@ -189,14 +189,7 @@ impl EventOrderingManager {
         py: Python<'py>,
         batch_size: isize,
     ) -> PyResult<Bound<'py, PyList>> {
-        let room = usize::try_from(batch_size).unwrap_or(0);
-        let batch = self.state.update(py, |state| state.next(room));
-        PyList::new(
-            py,
-            batch
-                .into_iter()
-                .map(|queued| (queued.sequence, queued.event)),
-        )
+        self.give_out(py, batch_size)
     }
 
     /// Reports an event that :meth:`get_next_events` gave out as processed.
@@ -234,7 +227,7 @@ impl EventOrderingManager {
 }
 
 impl EventOrderingManager {
-    #[inline]
+    #[inline(always)]
     fn number<'py>(
         &self,
         py: Python<'py>,
@@ -246,7 +239,15 @@ impl EventOrderingManager {
             *last
         });
         let now = wall_at(monotonic_ns());
-        native::make(py, EventSequence::new(event_id, number, now, level))
+        native::make(py, || EventSequence::new(event_id, number, now, level))
+    }
+
+    #[inline]
+    fn give_out<'py>(&self, py: Python<'py>, batch_size: isize) -> PyResult<Bound<'py, PyList>> {
+        let room = usize::try_from(batch_size).unwrap_or(0);
+        let batch = self.state.update(py, |state| state.next(room));
+        let batch = batch.into_iter();
+        PyList::new(py, batch.map(|queued| (queued.sequence, queued.event)))
     }
 }
 
@@ -321,6 +322,31 @@ impl Shortcut for QueueEvent {
     }
 }
 
+struct GetNextEvents;
+
+impl Shortcut for GetNextEvents {
+    type Class = EventOrderingManager;
+    const NAME: &'static str = "get_next_events";
+
+    fn method() -> &'static Method {
+        static METHOD: Method = Method::new();
+        &METHOD
+    }
+
+    #[inline]
+    fn call<'py>(
+        slf: &Bound<'py, EventOrderingManager>,
+        arguments: &[Bound<'py, PyAny>],
+    ) -> Option<Bound<'py, PyAny>> {
+        let [batch_size] = arguments else {
+            return None;
+        };
+        let batch_size = batch_size.cast_exact::<PyInt>().ok()?.extract().ok()?;
+        let batch = slf.get().give_out(slf.py(), batch_size);
+        Some(batch.expect("a list of pairs").into_any())
+    }
+}
+
 struct MarkProcessed;
 
 impl Shortcut for MarkProcessed {
@@ -353,5 +379,6 @@ impl Shortcut for MarkProcessed {
 pub fn install(py: Python<'_>) -> PyResult<()> {
     native::install_shortcut::<AssignSequence>(py)?;
     native::install_shortcut::<QueueEvent>(py)?;
+    native::install_shortcut::<GetNextEvents>(py)?;
     native::install_shortcut::<MarkProcessed>(py)
 }

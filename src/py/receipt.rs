@@ -498,7 +498,7 @@ impl BatchReceipt {
                     sequence,
                     stored: self.stored.clone(),
                 };
-                receipts.append(native::make(py, receipt)?)?;
+                receipts.append(native::make(py, || receipt)?)?;
             }
         }
         Ok(receipts)

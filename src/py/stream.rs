@@ -116,7 +116,7 @@ impl StreamSource {
             receipt = Some(Receipt::of_event(event.clone(), sequence));
         })?;
         let receipt = receipt
-            .map(|receipt| native::make(py, receipt))
+            .map(|receipt| native::make(py, || receipt))
             .transpose()?;
         Ok(event.zip(receipt.map(Bound::unbind)))
     }

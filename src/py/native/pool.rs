@@ -45,22 +45,22 @@ const fn offset<T>() -> usize {
 }
 
 /// Makes an instance of the class, in kept memory if there is any.
-// Always inlined, as what makes the value should be: else the value is written to the stack in words
-// and read back in larger pieces at once, which the processor cannot forward.
+// Always inlined, as `value` should be, which makes it where it stays: else it is written to the stack in
+// words and read back in larger pieces at once, which the processor cannot forward.
 #[inline(always)]
 pub fn make<T: Pooled + Into<PyClassInitializer<T>>>(
     py: Python<'_>,
-    value: T,
+    value: impl FnOnce() -> T,
 ) -> PyResult<Bound<'_, T>> {
     let Some(Block(block)) = T::pool().update(py, Vec::pop) else {
-        return Bound::new(py, value);
+        return Bound::new(py, value());
     };
     // SAFETY: attached. The block has the size of the class and is nobody's; `PyObject_Init` makes an
     // object of it again, as allocating would, and the value is all that pyo3 puts behind the head,
     // as was checked when the pool was installed. The collector is told last.
     unsafe {
         let object = ffi::PyObject_Init(block, T::type_object_raw(py));
-        object.byte_add(offset::<T>()).cast::<T>().write(value);
+        object.byte_add(offset::<T>()).cast::<T>().write(value());
         if T::TRACKED {
             ffi::PyObject_GC_Track(object.cast());
         }

@@ -187,7 +187,7 @@ impl Publish {
                 Sent::Yielded(future)
             }
             None => {
-                let receipt = native::make(py, course.receipt())?;
+                let receipt = native::make(py, || course.receipt())?;
                 self.swap(py, State::Over);
                 Sent::Returned(receipt.into_any())
             }
@@ -208,7 +208,7 @@ impl Publish {
                 self.accepted(py, caller.core(), prepared, sequence, held, machine)
             }
             Attempt::Duplicate => {
-                let receipt = native::make(py, Receipt::of_duplicate(prepared))?;
+                let receipt = native::make(py, || Receipt::of_duplicate(prepared))?;
                 self.swap(py, State::Over);
                 Ok(Sent::Returned(receipt.into_any()))
             }
@@ -236,7 +236,7 @@ impl Publish {
         held: bool,
         machine: u64,
     ) -> PyResult<Sent<'py>> {
-        let receipt = native::make(py, Receipt::accepted(prepared, sequence, held))?;
+        let receipt = native::make(py, || Receipt::accepted(prepared, sequence, held))?;
         if core.turn_is_due(1, machine) {
             core.turn_was_given(machine);
             self.swap(py, State::Yielding(receipt.unbind()));
@@ -483,5 +483,5 @@ pub fn publish<'py>(
     let publish = Publish {
         state: GilCell::new(State::Created(call)),
     };
-    Ok(native::make(py, publish)?.into_any())
+    Ok(native::make(py, || publish)?.into_any())
 }
