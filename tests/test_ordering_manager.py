@@ -86,6 +86,29 @@ def test_no_batch_takes_nothing(size: int) -> None:
     assert len(manager.get_next_events()) == 1
 
 
+class Size(int):
+    """An integer of a class of its own."""
+
+
+@pytest.mark.parametrize("size", [Size(2), True, 2**63 - 1])
+def test_any_integer_is_a_batch_size(size: int) -> None:
+    manager = EventOrderingManager()
+    for name in "abc":
+        manager.queue_event(name, manager.assign_sequence(name))
+
+    assert [event for _, event in manager.get_next_events(size)] == list("abc")[:size]
+
+
+@pytest.mark.parametrize("size", [2**63, -(2**63) - 1, "10", 1.0, None])
+def test_what_is_no_batch_size_is_refused_and_nothing_is_lost(size: Any) -> None:
+    manager = EventOrderingManager()
+    manager.queue_event("a", manager.assign_sequence("a"))
+
+    with pytest.raises((TypeError, OverflowError)):
+        manager.get_next_events(size)
+    assert [event for _, event in manager.get_next_events()] == ["a"]
+
+
 class Text(str):
     """A string with a hash of its own making: the manager must ask for it."""
 
