@@ -15,6 +15,9 @@ const SMALL: usize = 64;
 /// still to come: to move a key takes about as long as to add one.
 const STEADY: usize = 4_096;
 
+/// So many keys are asked for before they are needed.
+const AHEAD: usize = 16;
+
 /// See the module. Numbers whose hashes are evenly spread.
 pub struct Index {
     tables: [HashTable<u32>; TABLES],
@@ -44,12 +47,19 @@ impl Index {
         table.find(hash, |number| is_it(*number)).copied()
     }
 
-    /// Adds a number that it does not hold. `rehash` gives the hash of any other.
+    /// Adds a number that it does not hold. `rehash` gives the hash of any other, and `prefetch` asks for
+    /// the memory that it will need for that.
     #[inline]
-    pub fn insert(&mut self, hash: u64, number: u32, rehash: impl Fn(u32) -> u64) {
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        number: u32,
+        rehash: impl Fn(u32) -> u64,
+        prefetch: impl Fn(u32),
+    ) {
         let table = &mut self.tables[place(hash)];
-        if table.len() == table.capacity() && table.len() < STEADY {
-            table.reserve(3 * table.len(), |number| rehash(*number));
+        if table.len() == table.capacity() {
+            *table = grown(table, &rehash, prefetch);
         }
         table.insert_unique(hash, number, |number| rehash(*number));
         self.len += 1;
@@ -69,6 +79,28 @@ impl Index {
         }
         true
     }
+}
+
+/// A larger table with the same numbers. Their keys are spread over all the memory of the log; asked for in
+/// advance, they come side by side and not one after the other.
+#[inline(never)]
+fn grown(
+    table: &HashTable<u32>,
+    rehash: impl Fn(u32) -> u64,
+    prefetch: impl Fn(u32),
+) -> HashTable<u32> {
+    let times = if table.len() < STEADY { 4 } else { 2 };
+    let mut larger = HashTable::with_capacity((times * table.len()).max(1));
+    let mut ahead = table.iter();
+    ahead
+        .by_ref()
+        .take(AHEAD)
+        .for_each(|number| prefetch(*number));
+    for &number in table {
+        ahead.next().copied().map(&prefetch);
+        larger.insert_unique(rehash(number), number, |number| rehash(*number));
+    }
+    larger
 }
 
 /// The table of a hash, by bits that a table itself does not look at.

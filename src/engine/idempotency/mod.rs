@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 
 use super::clock::Nanos;
 use super::digest::Digest;
+use super::prefetch::prefetch;
 use index::Index;
 use log::{Log, Short};
 
@@ -213,9 +214,10 @@ impl<W> Idempotency<W> {
         }
         let number = self.log.push(digest, deadline);
         let (seed, log) = (self.seed, &self.log);
-        self.index.insert(hash(seed, &digest), number, |number| {
-            hash(seed, log.get(number))
-        });
+        let rehash = |number| hash(seed, log.get(number));
+        let prefetch = |number| prefetch(log.get(number), 1);
+        self.index
+            .insert(hash(seed, &digest), number, rehash, prefetch);
     }
 
     /// At the limit the oldest key goes.
