@@ -29,7 +29,6 @@ pub mod priority;
 pub mod queue;
 pub mod reorder;
 pub mod retry;
-pub mod ring;
 pub mod router;
 pub mod sequence;
 pub mod settlement;

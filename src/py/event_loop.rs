@@ -3,8 +3,8 @@
 //! A slot is a real `asyncio.Task` around one native coroutine that serves all ready
 //! lanes of the loop, round-robin, within one time budget per loop turn. A handler that
 //! ends without suspending costs no task and no turn; one that suspends keeps its slot,
-//! and another slot goes on. At most one slot serves at a time; the ring's `armed` flag
-//! says that none does and that the next push must wake one.
+//! and another slot goes on. At most one slot serves at a time; `armed` says that none does and that
+//! whoever finds something ready next must wake one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +24,6 @@ use super::once::intern;
 use super::ops::{PyLane, report_unless_closed, resolve};
 use super::run::Job;
 use super::slot::Slot;
-use crate::engine::ring::Ring;
 use crate::engine::sync::lock;
 
 /// Something for a slot to do.
@@ -38,12 +37,17 @@ pub enum Work {
 /// Async lanes, and the loop that serves them while the bus is started.
 #[derive(Default)]
 pub struct LoopSeat {
-    /// What threads that do not hold the interpreter's lock found ready.
-    pub ring: Ring<Work>,
-    /// What is ready. Nearly everything is found ready by who holds the interpreter's lock anyway, and
-    /// needs no other to say so.
-    ready: GilCell<VecDeque<Work>>,
+    line: GilCell<Line>,
     home: Mutex<Option<Arc<Home>>>,
+}
+
+/// What is ready, and whether somebody sees to it. Nearly everything is found ready by who holds the
+/// interpreter's lock anyway, so that no other is needed.
+#[derive(Default)]
+struct Line {
+    ready: VecDeque<Work>,
+    /// No slot serves.
+    armed: bool,
 }
 
 /// The loop of one start.
@@ -75,12 +79,9 @@ impl LoopSeat {
     /// The next to be served.
     #[inline]
     pub fn next(&self, py: Python<'_>) -> Option<Work> {
-        self.ready.update(py, |ready| {
-            if !self.ring.is_empty() {
-                self.ring.move_to(ready);
-            }
-            let next = ready.pop_front();
-            if let Some(Work::Lane(after)) = ready.front() {
+        self.line.update(py, |line| {
+            let next = line.ready.pop_front();
+            if let Some(Work::Lane(after)) = line.ready.front() {
                 after.prefetch_all();
             }
             next
@@ -90,13 +91,21 @@ impl LoopSeat {
     /// Whether there is more to be served, at a glance.
     #[inline]
     pub fn has_more(&self, py: Python<'_>) -> bool {
-        !self.ring.is_empty() || self.ready.read(py, |ready| !ready.is_empty())
+        self.line.read(py, |line| !line.ready.is_empty())
     }
 
     /// No slot is about to serve. False: there is something to do, or somebody is on the way to wake one.
     #[must_use]
     pub fn arm(&self, py: Python<'_>) -> bool {
-        self.ready.read(py, VecDeque::is_empty) && self.ring.arm()
+        self.line.update(py, |line| {
+            line.armed = line.ready.is_empty();
+            line.armed
+        })
+    }
+
+    /// A slot is about to serve. False: one is already, or somebody is on the way to wake one.
+    pub fn disarm(&self, py: Python<'_>) -> bool {
+        self.line.update(py, |line| std::mem::take(&mut line.armed))
     }
 
     /// Puts the lane in line, and wakes a slot if none is awake.
@@ -109,17 +118,20 @@ impl LoopSeat {
         self.push(Work::Adopted(job));
     }
 
+    #[inline(never)]
     fn push(self: &Arc<Self>, work: Work) {
-        let asleep = native::if_attached(work, |py, work| {
-            self.ready.update(py, |ready| ready.push_back(work));
-            self.ring.disarm()
-        })
-        .unwrap_or_else(|work| self.ring.push(work));
-        if asleep {
+        let asleep = native::attached_here(|py| {
+            self.line.update(py, |line| line.ready.push_back(work));
+            self.disarm(py)
+        });
+        // Where there is no interpreter any more, nobody serves.
+        if asleep == Some(true) {
             Python::attach(|py| self.wake(py));
         }
     }
 
+    // Apart from what is done for each lane, as `try_attach` below is.
+    #[inline(never)]
     fn wake(self: &Arc<Self>, py: Python<'_>) {
         let Some(home) = self.home() else { return };
         let woken = if home.is_here() {
@@ -134,7 +146,7 @@ impl LoopSeat {
             })
         };
         if let Err(error) = woken {
-            // The ring stays as it is; the next start looks at it.
+            // What is ready stays so; the next start looks at it.
             report_unless_closed(py, home.event_loop.bind(py), &error);
         }
     }
@@ -200,7 +212,7 @@ impl LoopSeat {
         };
         home.stopping.store(true, Ordering::Relaxed);
         home.disarm(py)?;
-        let _ = self.ring.disarm();
+        self.disarm(py);
         let idle = std::mem::take(&mut *lock(&home.idle));
         for (_, future) in idle {
             resolve(future.bind(py))?;
@@ -234,7 +246,7 @@ impl LoopSeat {
     pub fn abandon(&self, py: Python<'_>) {
         let home = lock(&self.home).take();
         if let Some(home) = home {
-            let _ = self.ring.disarm();
+            self.disarm(py);
             home.abandon(py);
         }
     }

@@ -381,7 +381,7 @@ impl Slot {
         let now = this.now(py)?;
         let spent = this.is_spent(py)?;
         // From here on it serves, if no other slot does.
-        let serves = core.event_loop().ring.disarm();
+        let serves = core.event_loop().disarm(py);
         this.finish_last(py, &lane, entry, end, started, now)?;
         if spent {
             return if serves {

@@ -164,8 +164,8 @@ impl Harness {
     }
 
     /// Uses the file of dead letters again; those in memory are gone.
-    fn use_letters_file(&self, py: Python<'_>) -> PyResult<()> {
-        self.core()?.bus.sink().stand_back(py);
+    fn use_letters_file(&self) -> PyResult<()> {
+        self.core()?.bus.sink().stand_back();
         Ok(())
     }
 

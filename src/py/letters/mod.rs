@@ -97,7 +97,7 @@ impl LetterBox {
         let gone = self.sink.with(py, wall, |queue| queue.purge(&filter.0))?;
         if gone > 0 {
             self.sink.prune(py);
-            self.sink.room_made(py);
+            self.sink.room_made();
         }
         Ok(gone)
     }

@@ -115,10 +115,10 @@ impl LetterSink {
     }
 
     /// Uses the file again; what was in memory is gone.
-    pub fn stand_back(&self, py: Python<'_>) {
+    pub fn stand_back(&self) {
         self.store.stand_back();
         *lock(&self.seen) = *lock(&self.set_aside);
-        self.room_made(py);
+        self.room_made();
     }
 
     /// How much it keeps.
@@ -203,9 +203,9 @@ impl LetterSink {
     }
 
     /// Something has left the queue.
-    pub fn room_made(&self, py: Python<'_>) {
+    pub fn room_made(&self) {
         if let Some(core) = self.core.get().and_then(Weak::upgrade) {
-            py.detach(|| core.bus.room_for_letters());
+            core.bus.room_for_letters();
         }
     }
 
@@ -275,14 +275,14 @@ impl LetterSink {
     }
 
     /// A letter has left with the settlement of its delivery.
-    pub fn left(&self, py: Python<'_>, id: &str) {
+    pub fn left(&self, id: &str) {
         self.under_way.remove(id);
         self.originals.remove(id);
         {
             let mut seen = lock(&self.seen);
             seen.last.entries = seen.last.entries.saturating_sub(1);
         }
-        self.room_made(py);
+        self.room_made();
     }
 
     /// Lets go of payloads whose letters have gone.
@@ -331,7 +331,7 @@ impl LetterSink {
         match told {
             Ok(()) if succeeded => {
                 self.originals.remove(id);
-                self.room_made(py);
+                self.room_made();
             }
             Ok(()) => {}
             Err(error) => self.say_unchanged(py, dying, id, &error.to_string()),

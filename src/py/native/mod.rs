@@ -53,22 +53,33 @@ pub fn send<'py>(coroutine: &Bound<'py, PyAny>, value: &Bound<'py, PyAny>) -> Py
     }
 }
 
-/// Acts on the value if this thread is attached to the interpreter, and else gives it back.
-///
+/// Acts at once where this thread is attached to the interpreter, as nearly every thread is, and else
+/// attaches it for that. None: the interpreter is at its end. It may not be told to pyo3 that the thread is
+/// attached, so no `Py` may be dropped.
+#[inline]
+pub fn attached_here<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    if is_attached() {
+        // SAFETY: as was just found out, and nobody but this thread can change it.
+        return Some(act(unsafe { Python::assume_attached() }));
+    }
+    attach_for(act)
+}
+
+#[cold]
+#[inline(never)]
+fn attach_for<R>(act: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    Python::try_attach(act)
+}
+
 /// Not by `PyGILState_Check`, which says yes to every thread once there was a subinterpreter.
 #[inline]
-pub fn if_attached<T, R>(value: T, act: impl FnOnce(Python<'_>, T) -> R) -> Result<R, T> {
+fn is_attached() -> bool {
     // SAFETY: any thread may ask for both at any time. Up to CPython 3.11 the first is the one thread
     // that is attached, later it is this thread where that is attached; the second is this thread.
-    let attached = unsafe {
+    unsafe {
         let attached = ffi::compat::PyThreadState_GetUnchecked();
         !attached.is_null() && attached == ffi::PyGILState_GetThisThreadState()
-    };
-    if !attached {
-        return Err(value);
     }
-    // SAFETY: as was just found out, and nobody but this thread can change it.
-    Ok(act(unsafe { Python::assume_attached() }, value))
 }
 
 /// Whether `PyIter_Send` steps the object itself: a coroutine of an `async def`.

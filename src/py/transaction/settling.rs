@@ -182,7 +182,7 @@ impl Settling {
             wanted.items.count_duplicates(&core.bus);
             wanted.items.0.clear();
             if let Some(letter) = entry.letter() {
-                core.bus.sink().left(py, &letter.id);
+                core.bus.sink().left(&letter.id);
             }
             core.bus.finish_written(lane, &mut entry, self.work, now);
             return record::let_go(py, entry.into_event());
