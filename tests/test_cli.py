@@ -243,6 +243,10 @@ def test_the_sample_log_is_what_its_generator_writes() -> None:
     assert made.stdout == files("ironbus.cli").joinpath("sample.jsonl").read_bytes()
 
 
+def test_the_help_says_what_to_install(cli: Cli) -> None:
+    assert 'pip install "ironbus[bench]"' in cli("bench", "--help").out
+
+
 def test_version_and_help(cli: Cli) -> None:
     """Both work without a bus."""
     import ironbus

@@ -98,7 +98,8 @@ struct Chain<T> {
 }
 
 // SAFETY: `left` is only touched by the drop of the one `Head`, and by that of the chain, which
-// comes after it; slots pass from one end to the other by release and acquire of `filled`.
+// comes after it; slots pass from one end to the other by release and acquire of `written`, and back by
+// those of `taken`.
 // Values move between threads, so `T: Send` is what is needed.
 unsafe impl<T: Send> Send for Chain<T> {}
 // SAFETY: as above.

@@ -229,9 +229,9 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the bus on this machine beside its peers and against its targets.
+    r"""Measure the bus on this machine beside its peers and against its targets.
 
-    Peers that are not installed are left out: pip install "ironbus[bench]".
+    Peers that are not installed are left out: pip install "ironbus\[bench]".
 
     On a virtual machine whose host stops it for others, the rounds that met with that are repeated, up to twice as
     many; those with the least of it count, whatever they measured. (Not in the rows of memory, of the parked key and
