@@ -86,7 +86,7 @@ impl<O: Ops> Bus<O> {
     pub fn publish(
         &self,
         offer: &Offer<'_, O>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         rerouted: &mut Option<Arc<Route<O>>>,
         key: Option<&Digest>,
         patience: Patience,
@@ -104,7 +104,7 @@ impl<O: Ops> Bus<O> {
     pub fn publish_run<'a>(
         &self,
         offers: impl Iterator<Item = Offer<'a, O>>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         rerouted: &mut Option<Arc<Route<O>>>,
         now: Nanos,
     ) -> Run {

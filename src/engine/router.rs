@@ -73,12 +73,30 @@ impl<O: Ops> Route<O> {
     }
 }
 
+impl<O: Ops> Clone for Route<O> {
+    fn clone(&self) -> Self {
+        Self {
+            lanes: self.lanes.clone(),
+            ..*self
+        }
+    }
+}
+
 /// Lanes in a row. One alone lies where it is found, and not one step further.
 pub enum Lanes<O: Ops> {
     /// As of most types.
     One(Arc<Lane<O>>),
     /// None, or several.
     Many(Box<[Arc<Lane<O>>]>),
+}
+
+impl<O: Ops> Clone for Lanes<O> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::One(lane) => Self::One(lane.clone()),
+            Self::Many(lanes) => Self::Many(lanes.clone()),
+        }
+    }
 }
 
 impl<O: Ops> From<Vec<Arc<Lane<O>>>> for Lanes<O> {

@@ -142,7 +142,7 @@ impl Prepared {
     /// It went by another route than the one that it came with.
     #[cold]
     pub fn went(&mut self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<()> {
-        self.way = self.way.get().by(py, route)?;
+        self.way = self.way.get().by(py, &route)?;
         Ok(())
     }
 
@@ -497,7 +497,7 @@ fn look_up(core: &Core, type_: &Bound<'_, PyString>) -> PyResult<Py<Way>> {
         None if is_printable(type_)? => core.bus.route(text),
         None => return Err(not_a_type(py)),
     };
-    core.routes.put(type_, route)
+    core.routes.put(type_, &route)
 }
 
 /// Not empty, and nothing in it that a log line could not show.

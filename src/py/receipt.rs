@@ -139,11 +139,10 @@ impl Receipt {
     }
 
     fn lanes(&self) -> Vec<PyLane> {
-        let way = self.way.as_ref().map(|way| way.get().route.clone());
-        let route = way.or_else(|| self.event.route());
-        route.map_or_else(Vec::new, |route| {
-            route
-                .lanes
+        let way = self.way.as_ref().map(|way| way.get().route.lanes.clone());
+        let lanes = way.or_else(|| self.event.route().map(|route| route.lanes.clone()));
+        lanes.map_or_else(Vec::new, |lanes| {
+            lanes
                 .iter()
                 .filter(|lane| !lane.options.passive)
                 .cloned()

@@ -3,7 +3,6 @@
 //! than hashing a text and taking a lock.
 
 use std::hash::BuildHasher;
-use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use pyo3::prelude::*;
@@ -17,31 +16,32 @@ use crate::engine::topic::Topic;
 /// A route as an object of the interpreter's, so that a publish and its receipt share it without
 /// a locked instruction.
 #[pyclass(frozen, module = "ironbus._core")]
+#[repr(C)] // The route beside the object's head, which every publish looks at too.
 pub struct Way {
+    /// Where to: a route of its own, one step less away than one that is shared.
+    pub route: Route<PyOps>,
     /// The type of the events that go by it.
     pub event_type: Box<str>,
-    /// Where to.
-    pub route: Arc<Route<PyOps>>,
     /// The string that it is found by.
     type_: Py<PyString>,
 }
 
 impl Way {
     /// The way of a type, which can be written as text.
-    pub fn of(type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Self>> {
+    pub fn of(type_: &Bound<'_, PyString>, route: &Route<PyOps>) -> PyResult<Py<Self>> {
         let way = Self {
+            route: route.clone(),
             event_type: type_.to_str()?.into(),
-            route,
             type_: type_.clone().unbind(),
         };
         Py::new(type_.py(), way)
     }
 
     /// The way of the same type by another route.
-    pub fn by(&self, py: Python<'_>, route: Arc<Route<PyOps>>) -> PyResult<Py<Self>> {
+    pub fn by(&self, py: Python<'_>, route: &Route<PyOps>) -> PyResult<Py<Self>> {
         let way = Self {
+            route: route.clone(),
             event_type: self.event_type.clone(),
-            route,
             type_: self.type_.clone_ref(py),
         };
         Py::new(py, way)
@@ -139,7 +139,7 @@ impl Routes {
     }
 
     /// Remembers a route of a string that is not remembered.
-    pub fn put(&self, type_: &Bound<'_, PyString>, route: Arc<Route<PyOps>>) -> PyResult<Py<Way>> {
+    pub fn put(&self, type_: &Bound<'_, PyString>, route: &Route<PyOps>) -> PyResult<Py<Way>> {
         let (py, address) = (type_.py(), type_.as_ptr() as usize);
         let way = Way::of(type_, route)?;
         let hash_of = |way: &Py<Way>| self.hasher.hash_one(way.get().address());

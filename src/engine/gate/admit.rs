@@ -86,7 +86,7 @@ impl<O: Ops> Gate<O> {
     pub fn admit(
         &self,
         offer: &Offer<'_, O>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         rerouted: &mut Option<Arc<Route<O>>>,
         patience: Patience,
         claim: Option<&Digest>,
@@ -127,7 +127,7 @@ impl<O: Ops> Gate<O> {
     pub fn admit_run<'a>(
         &self,
         offers: impl Iterator<Item = Offer<'a, O>>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         rerouted: &mut Option<Arc<Route<O>>>,
         now: Nanos,
         effects: &mut Effects<O>,
@@ -199,9 +199,9 @@ impl<O: Ops> Gate<O> {
         &self,
         state: &State<O>,
         offer: &Offer<'_, O>,
-        route: &'a Arc<Route<O>>,
+        route: &'a Route<O>,
         rerouted: &'a mut Option<Arc<Route<O>>>,
-    ) -> &'a Arc<Route<O>> {
+    ) -> &'a Route<O> {
         if route.epoch == state.epoch {
             route
         } else {
@@ -215,7 +215,7 @@ impl<O: Ops> Gate<O> {
         &self,
         state: &mut MutexGuard<'_, State<O>>,
         offer: &Offer<'_, O>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         patience: Patience,
         claim: Option<&Digest>,
         now: Nanos,
@@ -232,7 +232,7 @@ impl<O: Ops> Gate<O> {
                 FullLane::Exceed => {}
                 FullLane::Wait => {
                     state.counts.waiting += 1;
-                    let ticket = state.enqueue(offer, route.clone(), claim);
+                    let ticket = state.enqueue(offer, Arc::new(route.clone()), claim);
                     // Room that was made since the look above was made for nobody.
                     for lane in &route.lanes {
                         self.admit_waiters(state, lane.id, offer.level, now, effects);
@@ -259,7 +259,7 @@ impl<O: Ops> Gate<O> {
         &self,
         state: &mut State<O>,
         offer: &Offer<'_, O>,
-        route: &Arc<Route<O>>,
+        route: &Route<O>,
         now: Nanos,
         effects: &mut Effects<O>,
     ) -> u64 {

@@ -40,7 +40,7 @@ pub struct Entered<O: Ops>(Vec<Arc<Route<O>>>);
 impl<O: Ops> Entered<O> {
     /// Schedules the lanes that were idle. Called with no lock held.
     pub fn signal(self) {
-        self.0.iter().for_each(signal);
+        self.0.iter().for_each(|route| signal(route));
     }
 }
 

@@ -126,6 +126,6 @@ impl<O: Ops> Effects<O> {
 
 /// Schedules lanes that got work and were idle. Called with no lock held.
 #[inline]
-pub(super) fn signal<O: Ops>(route: &Arc<Route<O>>) {
+pub(super) fn signal<O: Ops>(route: &Route<O>) {
     route.lanes.iter().for_each(Lane::rouse);
 }

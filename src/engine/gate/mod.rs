@@ -306,7 +306,7 @@ impl<O: Ops> Gate<O> {
         }
         self.notice_quiet(&mut state, effects);
         drop(state);
-        routes.iter().for_each(signal);
+        routes.iter().for_each(|route| signal(route));
         drop(held);
     }
 

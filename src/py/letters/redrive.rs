@@ -111,7 +111,7 @@ impl Redrive {
         if let Some(journal) = journaled.and_then(|journaled| journaled.engine.journal()) {
             journal.given(sequence);
         }
-        let way = Way::of(event.payload.type_.bind(py), route)?;
+        let way = Way::of(event.payload.type_.bind(py), &route)?;
         Ok(Ok(Receipt::redelivered(event, way, sequence)))
     }
 

@@ -240,7 +240,7 @@ impl Batch {
             let bus = &self.core.bus;
             let admitted = bus.publish_run(offers, &way.get().route, &mut rerouted, now);
             let way = match rerouted {
-                Some(route) => way.get().by(py, route)?,
+                Some(route) => way.get().by(py, &route)?,
                 None => way,
             };
             if admitted.count > 0 {
