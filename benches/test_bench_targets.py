@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from ironbus.cli.bench import Result, measure, result_json
+from ironbus.cli.bench import Result, measure_apart, result_json
 from ironbus.cli.bench_kit import Row, Scale
 from ironbus.cli.bench_rows import ROWS
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -19,7 +19,7 @@ SCALE = Scale(
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace(" ", "-"))
 def test_row(row: Row, benchmark: BenchmarkFixture, results: list[Result]) -> None:
     """Each row takes rounds of its own, in turn with its peer's, so pytest-benchmark runs it once."""
-    result = benchmark.pedantic(measure, args=(row, SCALE), rounds=1, iterations=1)
+    result = benchmark.pedantic(measure_apart, args=(row, SCALE), rounds=1, iterations=1)
     results.append(result)
     benchmark.extra_info.update(result_json(result))
     if result.sample is None:

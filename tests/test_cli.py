@@ -383,6 +383,29 @@ def test_bench_leaves_out_a_broker_that_is_not_installed(monkeypatch: pytest.Mon
     assert result.left_out in ("redis-server is not installed", "redis is not installed")
 
 
+def test_what_a_row_says_in_its_own_process_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it measured, why it was left out, and that it failed."""
+    from ironbus.cli.bench import measure_apart
+    from ironbus.cli.bench_kit import Row, Scale
+    from ironbus.cli.bench_rows import ROWS
+
+    latency, brokers = (next(row for row in ROWS if name in row.name) for name in ("latency", "durable"))
+    scale = Scale(events=1_000, rounds=1)
+    measured = measure_apart(latency, scale)
+    assert measured.row is latency
+    assert measured.sample is not None
+    assert len(measured.sample.values) == len(latency.targets)
+    assert measured.sample.rate > 0
+
+    monkeypatch.setenv("PATH", "")
+    left_out = measure_apart(brokers, scale)
+    assert left_out.sample is None
+    assert left_out.left_out in ("redis-server is not installed", "redis is not installed")
+
+    with pytest.raises(RuntimeError, match="the measuring process failed: StopIteration"):
+        measure_apart(Row("no such row", (), lambda _: pytest.fail("it runs elsewhere")), scale)
+
+
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Lets ten seconds pass on a machine with two processors, of which its host takes so many."""

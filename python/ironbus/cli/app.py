@@ -233,6 +233,8 @@ def bench(
 
     Peers that are not installed are left out: pip install "ironbus\[bench]".
 
+    Each row runs in a process of its own, so that it does not matter which were run before it.
+
     On a virtual machine whose host stops it for others, the rounds that met with that are repeated, up to twice as
     many; those with the least of it count, whatever they measured. (Not in the rows of memory, of the parked key and
     of opening a file.)
@@ -262,7 +264,7 @@ def bench(
         for row in rows:
             bar.update(task, description=row.name)
             try:
-                results.append(benching.measure(row, Scale(events, rounds)))
+                results.append(benching.measure_apart(row, Scale(events, rounds)))
             except KeyboardInterrupt:
                 print("ironbus: interrupted", file=sys.stderr)
                 raise typer.Exit(130) from None

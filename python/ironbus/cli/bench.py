@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ironbus
-from ironbus.cli.bench_kit import QUIET, NotHere, Row, Sample, Scale, Stretch, Target
+from ironbus.cli.bench_kit import QUIET, NotHere, Row, Sample, Scale, Stretch, Target, in_own_process
 from ironbus.cli.render import seconds
 
 PEERS = ("blinker", "nats", "pyee", "redis")
@@ -31,8 +32,25 @@ class Result:
     stolen: float = 0.0  # of the machine's time, by its host
 
 
+def measure_apart(row: Row, scale: Scale) -> Result:
+    """Runs one row in a process of its own, so that it measures the same whichever rows were run before it."""
+    told = in_own_process(f"from ironbus.cli import bench; bench.report({row.name!r}, {scale.events}, {scale.rounds})")
+    if (sample := told.pop("sample")) is not None:
+        sample = Sample(**sample | {"values": tuple(sample["values"])})
+    return Result(row, sample, **told)
+
+
+def report(name: str, events: int, rounds: int) -> None:
+    """Runs in that process: prints what the row of this name measured."""
+    from ironbus.cli.bench_rows import ROWS
+
+    result = measure(next(row for row in ROWS if row.name == name), Scale(events, rounds))
+    sample = None if result.sample is None else asdict(result.sample)
+    print(json.dumps({"sample": sample, "left_out": result.left_out, "stolen": result.stolen}))
+
+
 def measure(row: Row, scale: Scale) -> Result:
-    """Runs one row."""
+    """Runs one row here."""
     stretch = Stretch()
     try:
         return Result(row, row.measure(scale), stolen=stretch.share())
@@ -165,4 +183,15 @@ def show(results: Sequence[Result], console: Console) -> None:
         console.print(stolen, soft_wrap=True)
 
 
-__all__ = ["Result", "machine", "machine_line", "measure", "result_json", "show", "stolen_line", "table"]
+__all__ = [
+    "Result",
+    "machine",
+    "machine_line",
+    "measure",
+    "measure_apart",
+    "report",
+    "result_json",
+    "show",
+    "stolen_line",
+    "table",
+]

@@ -12,8 +12,6 @@ import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +38,7 @@ from ironbus.cli.bench_kit import (
     batches,
     compared,
     expect,
+    in_own_process,
     payloads,
     percentile,
     side_by_side,
@@ -376,10 +375,7 @@ def in_fresh_process(what: str, count: int) -> Sample:
     if not STATM.exists():
         raise NotHere("needs /proc/self/statm")
     code = f"from ironbus.cli import bench_rows; bench_rows.report_memory({what!r}, {count})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1]}")
-    result = json.loads(done.stdout)
+    result = in_own_process(code)
     return Sample((result["bytes"] / count,), rate=count / result["seconds"], peak=result["peak"])
 
 
