@@ -3,8 +3,8 @@
 //!
 //! A segment has two slots here, so three values that wait cross a border and five recycle a segment;
 //! whenever all are taken, the segment they were in begins anew. Negative controls: with
-//! `Ordering::Relaxed` for the store of `written` in `Tail::push`, or for that of `taken` in `Head::pop`,
-//! a slot is read while it is written (all tests fail); with `Relaxed` for the swap of `spare` in
+//! `Ordering::Relaxed` for the store of `written` in `Tail::push` (the run is aborted), or for that of `taken` in
+//! `Head::pop` (each test fails), a slot is read while it is written; with `Relaxed` for the swap of `spare` in
 //! `Tail::grow`, or without the second look at `written` in `Head::advance`, which loses what came in
 //! between, `segments_are_used_again` fails.
 #![cfg(loom)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ironbus
-from ironbus.cli.bench_kit import QUIET, NotHere, Row, Sample, Scale, Stretch, Target, in_own_process
+from ironbus.cli.bench_kit import QUIET, NotHere, Row, Sample, Scale, Stretch, Target
 from ironbus.cli.render import seconds
 
 PEERS = ("blinker", "nats", "pyee", "redis")
@@ -34,7 +36,12 @@ class Result:
 
 def measure_apart(row: Row, scale: Scale) -> Result:
     """Runs one row in a process of its own, so that it measures the same whichever rows were run before it."""
-    told = in_own_process(f"from ironbus.cli import bench; bench.report({row.name!r}, {scale.events}, {scale.rounds})")
+    code = f"from ironbus.cli import bench; bench.report({row.name!r}, {scale.events}, {scale.rounds})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        why = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the measuring process failed: {why[-1]}")
+    told = json.loads(done.stdout)
     if (sample := told.pop("sample")) is not None:
         sample = Sample(**sample | {"values": tuple(sample["values"])})
     return Result(row, sample, **told)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -164,14 +161,6 @@ def compared(pairs: Sequence[tuple[float, float]], scale: Scale) -> Sample:
     )
 
 
-def in_own_process(code: str) -> Any:
-    """What the code prints as JSON, in a process that has done nothing before."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
-
-
 def percentile(values: Sequence[float], percent: int) -> float:
     """The value below which ``percent`` of a hundred values are."""
     if len(values) < 100:
@@ -205,7 +194,6 @@ __all__ = [
     "batches",
     "compared",
     "expect",
-    "in_own_process",
     "payloads",
     "percentile",
     "side_by_side",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import statistics
 import threading
@@ -38,7 +37,6 @@ from ironbus.cli.bench_kit import (
     batches,
     compared,
     expect,
-    in_own_process,
     payloads,
     percentile,
     side_by_side,
@@ -370,33 +368,18 @@ def latency(scale: Scale) -> Sample:
 STATM = Path("/proc/self/statm")
 
 
-def in_fresh_process(what: str, count: int) -> Sample:
-    """The memory that ``count`` more things take, measured where nothing else has allocated before."""
+def memory(fill: Callable[[EventBus, range], Awaitable[None]], count: int) -> Sample:
+    """The memory that ``count`` more things take. Only where nothing else has allocated before, as in the process
+    that each row has of its own."""
     if not STATM.exists():
         raise NotHere("needs /proc/self/statm")
-    code = f"from ironbus.cli import bench_rows; bench_rows.report_memory({what!r}, {count})"
-    result = in_own_process(code)
-    return Sample((result["bytes"] / count,), rate=count / result["seconds"], peak=result["peak"])
-
-
-def report_memory(what: str, count: int) -> None:
-    """Runs in the fresh process: prints what ``count`` queued events, or keys, take."""
     import resource
 
     def resident() -> int:
         gc.collect()
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    async def queued(bus: EventBus, numbers: range) -> None:
-        for _ in numbers:
-            await bus.publish("order", PARKED)
-
-    async def keys(bus: EventBus, numbers: range) -> None:
-        for number in numbers:
-            await bus.publish("nobody", idempotency_key=f"key-{number}")
-
-    async def run() -> None:
-        fill = {"queued": queued, "keys": keys}[what]
+    async def run() -> Sample:
         bus = EventBus(max_queue_size=count + BATCH, idempotency=Idempotency(max_keys=count + BATCH))
         bus.subscribe("order", _never).pause()
         await bus.start()
@@ -405,11 +388,23 @@ def report_memory(what: str, count: int) -> None:
         await fill(bus, range(BATCH, BATCH + count))
         seconds = time.perf_counter() - start
         grown = resident() - before
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"bytes": grown, "seconds": seconds, "peak": peak}))
         await bus.stop(timeout=0.0)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Sample((grown / count,), rate=count / seconds, peak=peak)
 
-    asyncio.run(run())
+    return asyncio.run(run())
+
+
+async def queue_events(bus: EventBus, numbers: range) -> None:
+    """So many wait in a paused lane."""
+    for _ in numbers:
+        await bus.publish("order", PARKED)
+
+
+async def remember_keys(bus: EventBus, numbers: range) -> None:
+    """A key for each number."""
+    for number in numbers:
+        await bus.publish("nobody", idempotency_key=f"key-{number}")
 
 
 def _times(must: float, aim: float) -> tuple[Target, ...]:
@@ -463,8 +458,8 @@ ROWS: Sequence[Row] = (
         ),
         "deques and a lock",
     ),
-    Row("memory per queued event", _size(250, 128), lambda scale: in_fresh_process("queued", 5 * scale.events)),
-    Row("memory per idempotency key", _size(64, 36), lambda scale: in_fresh_process("keys", 10 * scale.events)),
+    Row("memory per queued event", _size(250, 128), lambda scale: memory(queue_events, 5 * scale.events)),
+    Row("memory per idempotency key", _size(64, 36), lambda scale: memory(remember_keys, 10 * scale.events)),
     Row(
         "10,000 other subscriptions",
         _cost(1.3, 1.1),

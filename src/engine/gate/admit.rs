@@ -56,7 +56,7 @@ pub enum Published<O: Ops> {
     Held(u64),
     /// An event with this key was accepted before.
     Duplicate,
-    /// An event with this key is on its way: [join](super::bus::Bus::join) it, and publish again when
+    /// An event with this key is on its way: [join](crate::engine::bus::Bus::join) it, and publish again when
     /// woken.
     InFlight,
     /// In the queue before the gate.

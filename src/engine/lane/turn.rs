@@ -113,7 +113,7 @@ impl<O: Ops> Lane<O> {
         self.turn(consumer, proceed, now)
     }
 
-    /// For an executor that took an entry from a lane with [`Order::Computed`] and knows its
+    /// For an executor that took an entry from a lane with [`Order::Computed`](super::Order::Computed) and knows its
     /// token now. Gives the entry back if it may start.
     pub fn with_token(&self, mut entry: Entry<O>, token: u64, now: Nanos) -> Turn<O> {
         let mut consumer = lock(&self.consumer);
